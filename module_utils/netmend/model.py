@@ -1,0 +1,316 @@
+"""The shapes that travel between the phases of a run.
+
+Everything is JSON-ready (dicts, lists, strings, numbers), because it crosses Ansible's boundary between node and
+controller. A list or key whose source could not be read is empty, and ``errors`` says why: gathering never raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, TypedDict
+
+# --- rule sets ------------------------------------------------------------------------------------------------------
+
+
+class Rule(TypedDict):
+    """One rule of iptables-save -c, in its chain's order.
+
+    ``spec`` is the rule without ``-A CHAIN`` and counters, exactly as saved, so it can be fed back to iptables.
+    ``matches`` holds what the packet walk understands; a match that is not understood stands in ``opaque``.
+    """
+
+    spec: str
+    target: Optional[str]  # ACCEPT, DROP, REJECT, RETURN, a chain's name, DNAT ...; None: no -j
+    target_options: Dict[str, str]  # e.g. {"reject-with": "icmp-port-unreachable"}, {"set-xmark": "0x4000/0x4000"}
+    goto: bool
+    packets: int
+    bytes: int
+    matches: Dict[str, str]  # source, destination, in, out, protocol, dport, sport, ctstate, mark, dst-type, src-type,
+    #                          physdev-in ...; a negated match has the key "!source" etc.; ports may be "1:2" or "1,2"
+    opaque: List[str]  # match extensions that are not interpreted: "statistic", "set", "limit", "recent" ...
+    comment: str
+
+
+class Chain(TypedDict):
+    policy: Optional[str]  # ACCEPT or DROP for built-in chains, None for user chains
+    packets: int  # the policy's counters
+    bytes: int
+    rules: List[Rule]
+
+
+Table = Dict[str, Chain]  # chain name -> chain
+Ruleset = Dict[str, Table]  # table name (filter, nat, mangle, raw) -> table
+
+
+class Iptables(TypedDict):
+    """Both rule sets of a node: iptables-nft and iptables-legacy are two (domain.md)."""
+
+    backend: str  # what `iptables` itself is: "nft" or "legacy" or "" (not installed)
+    version: str
+    nft: Ruleset
+    legacy: Ruleset
+
+
+# --- node facts -----------------------------------------------------------------------------------------------------
+
+
+class Interface(TypedDict):
+    name: str
+    index: int
+    mtu: int  # bytes
+    state: str  # UP, DOWN, UNKNOWN (operstate)
+    mac: str
+    kind: str  # "", veth, bridge, vxlan, ipip, dummy ... (linkinfo info_kind)
+    master: str
+    addresses: List[str]  # CIDR, IPv4 and IPv6
+    info: Dict[str, Any]  # info_data of the kind, e.g. vxlan: id, port, local, link
+    rx_packets: int
+    tx_packets: int
+    rx_dropped: int
+    tx_dropped: int
+
+
+class Route(TypedDict):
+    destination: str  # CIDR or "default"
+    type: str  # unicast, blackhole, local, ...
+    gateway: str
+    device: str
+    table: str  # "main", "local" or a number
+    protocol: str
+    scope: str
+    metric: int
+    source: str  # preferred source
+    mtu: int  # 0: none
+    flags: List[str]  # onlink, linkdown ...
+
+
+class Neighbour(TypedDict):
+    address: str
+    device: str
+    mac: str
+    state: str
+
+
+class Fdb(TypedDict):
+    mac: str
+    device: str
+    destination: str  # the VTEP's address
+    state: str
+
+
+class Socket(TypedDict):
+    protocol: str  # tcp, udp
+    address: str  # "0.0.0.0", "::", "10.0.0.100" ...
+    port: int
+    process: str  # "" where unknown
+
+
+class UfwRule(TypedDict):
+    """One tuple line of user.rules: what `ufw show added` prints, taken apart."""
+
+    action: str  # allow, deny, reject, limit
+    direction: str  # in, out, routed
+    protocol: str  # tcp, udp, any, esp ...
+    source: str  # CIDR or "any"
+    source_port: str
+    destination: str
+    port: str  # "22", "30000:32767", "80,443", "any"
+    interface_in: str
+    interface_out: str
+    comment: str
+
+
+class Ufw(TypedDict):
+    installed: bool
+    enabled: bool
+    logging: str
+    defaults: Dict[str, str]  # input, output, forward -> ACCEPT, DROP, REJECT (from /etc/default/ufw)
+    manage_builtins: bool
+    rules: List[UfwRule]
+    before_rules: List[str]  # the -A lines of before.rules, in order
+
+
+class K3s(TypedDict):
+    role: str  # server, agent or "" (no unit)
+    unit: str  # k3s.service, k3s-agent.service
+    active: str  # systemd's ActiveState
+    version: str  # "v1.36.3+k3s1"
+    config: Dict[str, Any]  # effective; secrets are "(redacted)"
+    sources: Dict[str, str]  # key -> file or "ExecStart" that decided it
+
+
+class Cni(TypedDict):
+    conf_dir: str  # what containerd reads
+    bin_dirs: List[str]
+    networks: Dict[str, Any]  # file name -> parsed conflist; the first in order is the one that counts
+
+
+class PodProcess(TypedDict):
+    uid: str
+    pid: int  # any process of the pod's sandbox
+    netns: int  # inode; equals the host's for hostNetwork pods, which are left out
+
+
+class NodeFacts(TypedDict):
+    name: str  # node-name of K3s, else the host name
+    time: float  # the node's clock, seconds since the epoch, when gathering began
+    clock: Dict[str, Any]  # {"synchronized": bool | None, "source": "chrony" | "timesyncd" | ""}
+    interfaces: List[Interface]
+    routes: List[Route]
+    routing_rules: List[Dict[str, Any]]
+    neighbours: List[Neighbour]
+    fdb: List[Fdb]
+    sysctls: Dict[str, str]
+    iptables: Iptables
+    nft_tables: List[Dict[str, Any]]  # {"family","name","chains": {name: {"hook","priority","policy","rules": int}}}
+    ipsets: Dict[str, List[str]]
+    ufw: Ufw
+    conntrack: Dict[str, int]  # count, max, insert_failed, drop ...
+    sockets: List[Socket]
+    snmp: Dict[str, Dict[str, int]]  # /proc/net/snmp and netstat: {"Udp": {"InCsumErrors": 0}}
+    k3s: K3s
+    cni: Cni
+    pods: List[PodProcess]
+    errors: List[Dict[str, str]]  # {"what": "ipset", "message": "..."}
+
+
+# --- cluster facts --------------------------------------------------------------------------------------------------
+
+
+class Node(TypedDict):
+    name: str
+    role: str  # server, agent
+    internal_ip: str
+    external_ip: str
+    pod_cidr: str
+    ready: bool
+    reason: str
+    annotations: Dict[str, str]  # flannel.alpha.coreos.com/*, projectcalico.org/*, k3s.io/* only
+    labels: Dict[str, str]
+    version: str
+
+
+class Pod(TypedDict):
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    ip: str
+    host_network: bool
+    ready: bool
+    phase: str
+    reason: str
+    owner: str  # "DaemonSet/web", "" for a bare pod
+    labels: Dict[str, str]
+    ports: List[Dict[str, Any]]  # {"port": 8080, "protocol": "TCP", "hostPort": 0}
+
+
+class Service(TypedDict):
+    namespace: str
+    name: str
+    type: str
+    cluster_ip: str  # "None" for headless
+    ports: List[Dict[str, Any]]  # {"name","port","targetPort","nodePort","protocol"}
+    selector: Dict[str, str]
+    external_traffic_policy: str
+    endpoints: List[Dict[str, Any]]  # from EndpointSlices: {"ip","node","port","protocol","ready","pod"}
+
+
+class ClusterFacts(TypedDict):
+    version: str
+    api: Dict[str, str]  # {"livez": "ok", "readyz": "ok", "etcd": "ok", "server": "https://..."}
+    cluster_cidr: str  # from the servers' configuration, else deduced from the podCIDRs
+    service_cidr: str
+    dns_ip: str
+    nodes: List[Node]
+    pods: List[Pod]
+    services: List[Service]
+    ingresses: List[Dict[str, Any]]
+    ingress_classes: List[Dict[str, Any]]
+    network_policies: List[Dict[str, Any]]
+    daemonsets: List[Dict[str, Any]]  # {"namespace","name","desired","ready","host_network","host_ports"}
+    calico: Dict[str, Any]  # ippools, felixconfigurations, blockaffinities; empty where there are no such CRDs
+    errors: List[Dict[str, str]]
+
+
+# --- probes ---------------------------------------------------------------------------------------------------------
+
+# Outcomes of a probe. "ok" means that the path works: an HTTP 503 or an NXDOMAIN is "http" or "dns", with the code.
+OUTCOMES = ("ok", "refused", "reset", "timeout", "unreachable", "prohibited", "tls", "http", "dns", "error")
+
+
+class Probe(TypedDict, total=False):
+    """What is asked, from where, of whom. ``id`` is unique in a run and readable: "pod-pod agent1>agent2"."""
+
+    id: str
+    row: str  # host-host, host-pod, pod-pod, pod-clusterip, host-clusterip, pod-dns, node-nodeport, or "" (declared)
+    source_node: str
+    source_pod: str  # "namespace/name", "" = from the host
+    source_pid: int  # a process in the pod's network namespace; 0 = from the host
+    target_node: str  # "" where no node is meant (ClusterIP)
+    protocol: str  # tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu
+    address: str
+    port: int
+    name: str  # the DNS name asked for; the HTTP Host
+    path: str  # HTTP path
+    timeout: float  # seconds
+    expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited)
+
+
+class Observation(TypedDict, total=False):
+    id: str  # the probe's
+    outcome: str
+    detail: str  # "status 503", "NXDOMAIN", "icmp host-prohibited from 10.0.0.111", an errno's text
+    rtt_ms: float  # milliseconds; of the connection, or of the whole answer for http and dns
+    mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes
+
+
+class Moved(TypedDict):
+    """A rule (or a policy) that drops, rejects or accepts, and whose counter rose while a node was probing."""
+
+    backend: str
+    table: str
+    chain: str
+    index: int  # 1-based as iptables counts; 0 = the policy
+    spec: str
+    packets: int  # how many more than before
+
+
+class ProbeResult(TypedDict):
+    """What one call of netmend_connectivity brings back from one node."""
+
+    node: str
+    observations: List[Observation]
+    moved: List[Moved]
+
+
+# --- diagnosis ------------------------------------------------------------------------------------------------------
+
+
+class Remedy(TypedDict, total=False):
+    role: str  # the role that mends it; "" = nothing here mends it by itself
+    nodes: List[str]  # where it is to run
+    vars: Dict[str, Any]  # further variables of the role
+    command: str  # what a person would type, for remedies without a role
+    text: str  # one sentence
+
+
+class Finding(TypedDict):
+    fault: str  # a name from docs/faults.md, e.g. "vxlan-dropped-by-host"
+    number: int  # its number in the catalogue
+    title: str
+    where: List[str]  # nodes, "a>b" pairs, "namespace/service"
+    confidence: float  # 0..1
+    evidence: List[str]  # sentences with figures: what speaks for it
+    ruled_out: List[str]  # look-alikes, and what rules each out
+    remedy: Remedy
+    explains: List[str]  # ids of the failing probes that it accounts for
+
+
+class Run(TypedDict):
+    """All that diagnosis sees: it gathers nothing itself."""
+
+    expected_nodes: List[str]  # the inventory's
+    nodes: Dict[str, NodeFacts]
+    cluster: ClusterFacts
+    probes: List[Probe]
+    results: Dict[str, ProbeResult]  # by node
