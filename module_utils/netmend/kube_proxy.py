@@ -1,0 +1,44 @@
+"""What kube-proxy's iptables mode keeps in the tables (k8s.io/kubernetes/pkg/proxy/iptables, iptablesJumpChains)."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple
+
+from .model import Ruleset
+
+# mangle last: kube-proxy watches the canary there, and writes once the others are gone too.
+CANARY_TABLES = ("nat", "filter", "mangle")
+
+
+class Jump(NamedTuple):
+    table: str
+    hook: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.hook} -> {self.target}"
+
+
+JUMPS = (
+    Jump("nat", "PREROUTING", "KUBE-SERVICES"),
+    Jump("nat", "OUTPUT", "KUBE-SERVICES"),
+    Jump("nat", "POSTROUTING", "KUBE-POSTROUTING"),
+    Jump("filter", "FORWARD", "KUBE-FORWARD"),
+    Jump("filter", "FORWARD", "KUBE-SERVICES"),
+    Jump("filter", "FORWARD", "KUBE-EXTERNAL-SERVICES"),
+    Jump("filter", "FORWARD", "KUBE-PROXY-FIREWALL"),
+    Jump("filter", "INPUT", "KUBE-NODEPORTS"),
+    Jump("filter", "INPUT", "KUBE-EXTERNAL-SERVICES"),
+    Jump("filter", "INPUT", "KUBE-PROXY-FIREWALL"),
+    Jump("filter", "OUTPUT", "KUBE-SERVICES"),
+    Jump("filter", "OUTPUT", "KUBE-PROXY-FIREWALL"),
+)
+
+
+def missing_jumps(ruleset: Ruleset) -> List[Jump]:
+    """The jumps that kube-proxy wants and that are not there, nat first: without those no Service answers."""
+    return [
+        jump
+        for jump in JUMPS
+        if not any(rule["target"] == jump.target for rule in ruleset.get(jump.table, {}).get(jump.hook, {"rules": []})["rules"])
+    ]

@@ -1,0 +1,81 @@
+"""The core's pure functions as filters: hosts' variables in, plans, findings and reports out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping
+
+import ansible.module_utils
+
+_CORE = str(Path(__file__).resolve().parents[2] / "module_utils")
+if _CORE not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_CORE)
+
+from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
+from ansible.module_utils.netmend import plan, report, ufw  # noqa: E402
+from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
+from ansible.module_utils.netmend.kube import with_config  # noqa: E402
+
+Hosts = Iterable[Mapping[str, Any]]
+
+
+def netmend_facts(hosts: Hosts) -> dict[str, Any]:
+    """The hosts' variables -> {"expected_nodes", "nodes", "cluster"} of a Run.
+
+    Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
+    """
+    hosts = list(hosts)
+    nodes, expected, clusters, refusals = {}, [], [], []
+    for host in hosts:
+        facts = _plain(host.get("netmend_node_info", {}).get("netmend_node"))
+        name = facts["name"] if facts else host["inventory_hostname"]
+        expected.append(name)
+        if facts:
+            nodes[name] = facts
+        answer = host.get("netmend_cluster_info", {})
+        if "netmend_cluster" in answer:
+            clusters.append(_plain(answer["netmend_cluster"]))
+        elif answer.get("msg"):
+            refusals.append(f"{name}: {answer['msg']}")
+    if not clusters:
+        raise AnsibleFilterError("No server's API gave the cluster's state. " + ("; ".join(refusals) or "No server could be reached."))
+    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(clusters[0], list(nodes.values()))}
+
+
+def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """{"nodes", "cluster"} -> the matrix's probes."""
+    return [dict(probe) for probe in plan.plan_matrix(facts["nodes"], facts["cluster"])]
+
+
+def netmend_diagnose(facts: Mapping[str, Any], probes: list[Any], hosts: Hosts) -> dict[str, Any]:
+    """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy"}."""
+    results = {}
+    for host in hosts:
+        result = _plain(host.get("netmend_connectivity", {}).get("netmend_connectivity"))
+        if result:
+            results[result["node"]] = result
+    probes = _plain(probes)
+    findings = diagnose({**_plain(facts), "probes": probes, "results": results})
+    matrix = plan.summarise(probes, results)
+    return report.judge(matrix, findings)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "netmend_facts": netmend_facts,
+            "netmend_plan": netmend_plan,
+            "netmend_diagnose": netmend_diagnose,
+            "netmend_text": report.text,
+            "netmend_html": report.html,
+            "netmend_ufw_rules": ufw.required_rules,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Ansible's lazy containers and tagged strings as plain Python, so that the core sees nothing of Ansible."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
