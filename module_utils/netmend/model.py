@@ -247,11 +247,14 @@ class Probe(TypedDict, total=False):
     source_pod: str  # "namespace/name", "" = from the host
     source_pid: int  # a process in the pod's network namespace; 0 = from the host
     target_node: str  # "" where no node is meant (ClusterIP)
+    target_pod: str  # "namespace/name" of the pod whose address this is, else ""
+    target_service: str  # "namespace/name" of the Service whose ClusterIP or NodePort this is, else ""
     protocol: str  # tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu
     address: str
     port: int
     name: str  # the DNS name asked for; the HTTP Host
     path: str  # HTTP path
+    verify: bool  # https: whether a certificate that cannot be trusted is the outcome "tls"; true unless declared
     timeout: float  # seconds
     expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited)
 
@@ -261,7 +264,7 @@ class Observation(TypedDict, total=False):
     outcome: str
     detail: str  # "status 503", "NXDOMAIN", "icmp host-prohibited from 10.0.0.111", an errno's text
     rtt_ms: float  # milliseconds; of the connection, or of the whole answer for http and dns
-    mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes
+    mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes (with outcome "timeout": larger ones vanish)
 
 
 class Moved(TypedDict):
@@ -281,6 +284,26 @@ class ProbeResult(TypedDict):
     node: str
     observations: List[Observation]
     moved: List[Moved]
+
+
+class Cell(TypedDict):
+    """One probe in the matrix."""
+
+    id: str
+    outcome: str
+    met: bool  # whether the outcome is the expected one
+
+
+class Row(TypedDict):
+    ok: int  # probes whose expectation was met
+    total: int
+    sources: Dict[str, Dict[str, List[Cell]]]  # source node -> destination (node, Service or address) -> probes
+
+
+class Matrix(TypedDict):
+    ok: int
+    total: int
+    rows: Dict[str, Row]  # in the order of the plan
 
 
 # --- diagnosis ------------------------------------------------------------------------------------------------------
