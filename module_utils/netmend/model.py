@@ -264,7 +264,7 @@ class Observation(TypedDict, total=False):
     outcome: str
     detail: str  # "status 503", "NXDOMAIN", "icmp host-prohibited from 10.0.0.111", an errno's text
     rtt_ms: float  # milliseconds; of the connection, or of the whole answer for http and dns
-    mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes (with outcome "timeout": larger ones vanish)
+    mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes; outcome "timeout": larger ones vanish
 
 
 class Moved(TypedDict):
