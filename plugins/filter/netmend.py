@@ -60,14 +60,23 @@ def netmend_diagnose(facts: Mapping[str, Any], probes: list[Any], hosts: Hosts) 
     return report.judge(matrix, findings)
 
 
+def netmend_report(hosts: Hosts, time: str) -> dict[str, Any]:
+    """The hosts' variables after a run -> the whole report."""
+    hosts = list(hosts)
+    measured = next(host for host in hosts if "netmend_now" in host)
+    changes = [_plain(change) for host in hosts for change in host.get("netmend_changes", [])]
+    return report.report(_plain(measured["netmend_now"]), _plain(measured.get("netmend_before")), changes, time)
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "netmend_facts": netmend_facts,
             "netmend_plan": netmend_plan,
             "netmend_diagnose": netmend_diagnose,
+            "netmend_findings_text": report.findings_text,
+            "netmend_report": netmend_report,
             "netmend_text": report.text,
-            "netmend_html": report.html,
             "netmend_ufw_rules": ufw.required_rules,
         }
 
