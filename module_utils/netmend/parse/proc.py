@@ -1,0 +1,82 @@
+"""Reads what the kernel and its tools say of counters, sockets and sets."""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, List
+
+from ..model import Socket
+
+_PROCESS = re.compile(r'users:\(\("([^"]*)"')
+# In a cgroup's path: pod<uid> (cgroupfs), or kubepods-besteffort-pod<uid with _>.slice (systemd).
+_POD = re.compile(r"\bkubepods.*[/-]pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
+
+
+def snmp(*texts: str) -> Dict[str, Dict[str, int]]:
+    """From /proc/net/snmp and /proc/net/netstat: a line of names, then one of values, for each protocol."""
+    counters: Dict[str, Dict[str, int]] = {}
+    for text in texts:
+        lines = text.splitlines()
+        for names, values in zip(lines[::2], lines[1::2]):
+            protocol, _, keys = names.partition(":")
+            same, _, numbers = values.partition(":")
+            if protocol != same or len(keys.split()) != len(numbers.split()):
+                raise ValueError(f"/proc/net/snmp: names and values of {protocol!r} do not match")
+            counters.setdefault(protocol, {}).update(zip(keys.split(), map(int, numbers.split())))
+    return counters
+
+
+def conntrack(text: str) -> Dict[str, int]:
+    """From /proc/net/stat/nf_conntrack: hexadecimal, a line for each CPU. The sums, without what is not per CPU."""
+    header, *cpus = text.splitlines() or [""]
+    names = header.split()
+    columns = zip(*(map(_hexadecimal, line.split()) for line in cpus))
+    return {name: sum(column) for name, column in zip(names, columns) if name != "entries"}
+
+
+def sockets(text: str) -> List[Socket]:
+    """From ``ss -H -lntup``. An address is written as the socket has it: "*" is "::" for both families."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split(None, 6)
+        if len(fields) < 6:
+            raise ValueError(f"ss, line {number}: cannot read {line!r}")
+        address, _, port = fields[4].rpartition(":")
+        process = _PROCESS.search(line)
+        found.append(
+            Socket(
+                protocol=fields[0],
+                address="::" if address == "*" else address.partition("%")[0].strip("[]"),
+                port=int(port),
+                process=process[1] if process else "",
+            )
+        )
+    return found
+
+
+def ipsets(text: str) -> Dict[str, List[str]]:
+    """From ``ipset save``: set -> members, without a member's options (timeout, comment ...)."""
+    sets: Dict[str, List[str]] = {}
+    for line in text.splitlines():
+        verb, _, rest = line.partition(" ")
+        name, _, rest = rest.partition(" ")
+        if verb == "create":
+            sets[name] = []
+        elif verb == "add":
+            sets.setdefault(name, []).append(rest.split()[0])
+    return sets
+
+
+def pod_uid(cgroup: str) -> str:
+    """The UID of the pod that a process belongs to, from its /proc/PID/cgroup; "" for a process of no pod."""
+    found = _POD.search(cgroup)
+    if not found:
+        return ""
+    digits = re.sub(r"[-_]", "", found[1])
+    if "-" not in found[1] and "_" not in found[1]:
+        return digits  # a static pod's: its manifest's hash
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _hexadecimal(text: str) -> int:
+    return int(text, 16)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.netmend.parse import proc
+
+
+@pytest.fixture
+def node(fixtures: Path) -> Path:
+    return fixtures / "k3s-1.36.3/both-overlays/server0"
+
+
+def test_snmp_and_netstat(node: Path) -> None:
+    counters = proc.snmp((node / "snmp.txt").read_text(), (node / "netstat.txt").read_text())
+    assert counters["Ip"]["Forwarding"] == 1
+    assert counters["Udp"]["InCsumErrors"] == 0
+    assert "IPReversePathFilter" in counters["TcpExt"]
+    assert counters["Tcp"]["MaxConn"] == -1
+
+
+def test_snmp_that_does_not_match_is_refused() -> None:
+    with pytest.raises(ValueError, match="Udp"):
+        proc.snmp("Udp: InDatagrams NoPorts\nUdp: 1\n")
+
+
+def test_conntrack_sums_over_cpus() -> None:
+    text = "entries  clashres found insert_failed drop\n0000000f 00000000 00000001 0000000a 00000002\n" * 1
+    text += "0000000f 00000000 00000001 00000006 00000000\n"
+    assert proc.conntrack(text) == {"clashres": 0, "found": 2, "insert_failed": 16, "drop": 2}
+    assert proc.conntrack("") == {}
+
+
+def test_sockets(node: Path) -> None:
+    sockets = proc.sockets((node / "ss.txt").read_text())
+    listening = {(s["protocol"], s["address"], s["port"]): s["process"] for s in sockets}
+    assert listening["udp", "0.0.0.0", 8472] == ""
+    assert listening["tcp", "::", 6443] == "k3s"
+    assert listening["tcp", "10.0.0.100", 2379] == "k3s"
+    assert proc.sockets("udp UNCONN 0 0 [fe80::1]%eth0:546 [::]:*\n")[0]["address"] == "fe80::1"
+    assert (
+        proc.sockets('udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:* users:(("r",pid=1,fd=3))')[0]["address"] == "127.0.0.53"
+    )
+
+
+def test_ipsets(node: Path) -> None:
+    sets = proc.ipsets((node / "ipset.txt").read_text())
+    assert sorted(sets["cali40all-hosts-net"]) == ["10.0.0.100", "10.0.0.110", "10.0.0.111"]
+    assert sets["cali40dscp-src-net"] == []
+    assert proc.ipsets("create a hash:ip timeout 9\nadd a 10.0.0.1 timeout 5\n") == {"a": ["10.0.0.1"]}
+
+
+UID = "b129d998-febc-4b7c-b78d-9e6656ffaa25"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "uid"),
+    [
+        (
+            f"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SLICE}.slice/cri-containerd-0a.scope",
+            UID,
+        ),
+        (f"0::/kubepods.slice/kubepods-pod{SLICE}.slice/cri-containerd-0a.scope", UID),
+        (f"0::/kubepods/burstable/pod{UID}/0a1b", UID),
+        (f"4:memory:/kubepods/pod{UID}/0a\n1:name=systemd:/kubepods/pod{UID}/0a\n", UID),
+        ("0::/kubepods/podb129d998febc4b7cb78d9e6656ffaa25/0a", "b129d998febc4b7cb78d9e6656ffaa25"),
+        ("0::/system.slice/k3s.service", ""),
+        (f"0::/user.slice/pod{UID}", ""),
+    ],
+)
+def test_pod_uid(cgroup: str, uid: str) -> None:
+    assert proc.pod_uid(cgroup) == uid
