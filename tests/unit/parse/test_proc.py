@@ -51,6 +51,7 @@ def test_ipsets(node: Path) -> None:
 
 
 UID = "b129d998-febc-4b7c-b78d-9e6656ffaa25"
+SLICE = UID.replace("-", "_")
 
 
 @pytest.mark.parametrize(
