@@ -1,0 +1,55 @@
+"""What runs on a node: its commands, and a copy of this code that works when no controller is there."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+from pathlib import Path
+from typing import List, Sequence, Tuple
+
+LIB = Path("/usr/local/lib/netmend")
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+
+
+class CommandError(Exception):
+    """A command ended with an error."""
+
+
+def run(argv: List[str], check: bool = True, timeout: float = 60) -> str:
+    """What the command prints. CommandError where it fails, is missing or takes longer than ``timeout`` seconds."""
+    environment = {**os.environ, "LC_ALL": "C", "PATH": PATH}
+    try:
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CommandError(f"{' '.join(argv)}: {error}") from error
+    if check and done.returncode:
+        raise CommandError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()} (exit code {done.returncode})")
+    return done.stdout
+
+
+def write(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replaces the file in one step, so that a crash leaves the old or the new one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.netmend")
+    new.write_bytes(content)
+    new.chmod(mode)
+    new.replace(path)
+
+
+def stale(modules: Sequence[str]) -> List[str]:
+    """Files of the copy that are missing or of another version."""
+    return [str(path) for path, content in _copy(modules) if not path.is_file() or path.read_bytes() != content]
+
+
+def install(modules: Sequence[str]) -> None:
+    """Brings the copy of these modules of this package up to date."""
+    for path, content in _copy(modules):
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write(path, content, 0o644)
+
+
+def _copy(modules: Sequence[str]) -> List[Tuple[Path, bytes]]:
+    # A module's code comes out of Ansible's zip file: only the loader can read it.
+    return [(LIB / "netmend" / f"{name}.py", pkgutil.get_data(__package__, f"{name}.py") or b"") for name in modules]
