@@ -39,6 +39,15 @@ def question(name: str, identifier: int) -> bytes:
     return header + _encoded(name) + struct.pack("!2H", _TYPE_A, _CLASS_IN)
 
 
+def is_name(name: str) -> bool:
+    """Whether it can be asked for; "" (the root) can."""
+    try:
+        _encoded(name)
+    except ValueError:
+        return False
+    return True
+
+
 def answer(message: bytes, asked: bytes) -> Answer:
     """What a message says to the question. Raises ValueError where it is malformed or answers another question."""
     try:
