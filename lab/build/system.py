@@ -8,7 +8,7 @@ from . import apt
 from .steps import Steps
 
 SUITE = "trixie"
-NODE = [
+BASE = [
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -19,7 +19,8 @@ NODE = [
     "openssh-server",
     "curl",
     "ca-certificates",
-] + ["iproute2", "iptables", "nftables", "ufw", "conntrack", "ipset", "iputils-ping", "ethtool", "tcpdump"]
+]
+NETWORK = ["iproute2", "iptables", "nftables", "ufw", "conntrack", "ipset", "iputils-ping", "ethtool", "tcpdump"]
 EMBEDDED_IN_K3S = ["containerd", "runc", "containernetworking-plugins", "etcd-server", "etcd-client", "openssl"]
 NOT_UNPACKED = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"]
 
@@ -34,7 +35,7 @@ def build(steps: Steps, out: Path) -> None:
         "--variant=minbase",
         "--format=tar",
         f"--keyring={apt.keyring()}",
-        f"--include={','.join(NODE + EMBEDDED_IN_K3S)}",
+        f"--include={','.join(BASE + NETWORK + EMBEDDED_IN_K3S)}",
         '--aptopt=APT::Sandbox::User "root"',
         "--aptopt=Acquire::Retries 3",
         "--dpkgopt=force-unsafe-io",
