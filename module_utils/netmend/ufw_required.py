@@ -12,7 +12,7 @@ SSH is not in here: where it is open is the operator's business.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, TypedDict
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, TypedDict
 
 from .model import ClusterFacts, Node, NodeFacts
 
@@ -46,8 +46,8 @@ def required_rules(
     nodes = {peer["name"]: peer["internal_ip"] for peer in peers}
     servers = {peer["name"]: peer["internal_ip"] for peer in peers if peer["role"] == "server"}
     pods = {f"pods-{index}" if index else "pods": cidr for index, cidr in enumerate(_pod_cidrs(cluster))}
-    edge = {_label(source): source for source in balancers}
-    outside = {**edge, **{_label(source): source for source in nodeports_from}}
+    edge = _labelled(balancers)
+    outside = {**edge, **_labelled(nodeports_from)}
     config = node["k3s"]["config"]
 
     rules = [*_allow("kubelet", KUBELET, {**nodes, **pods})]
@@ -62,12 +62,13 @@ def required_rules(
     pools = [pool.get("spec", pool) for pool in _calico(cluster, "ippools")]
     if pools:
         rules += _calico_rules(cluster, pools, nodes)
-    rules += _host_network_rules(cluster, here, {**nodes, **pods}, servers, outside, edge)
+    rules += _service_rules(cluster, here, inside={**nodes, **pods}, servers=servers, outside=outside)
+    rules += _ingress_rules(cluster, here, edge)
 
     ipip = any(pool.get("ipipMode", "Never") != "Never" for pool in pools)
     sources = [address for address in nodes.values() if _version(address) == 4]
     lines = [f"-A ufw-before-input -p 4 -s {address}/32 -j ACCEPT" for address in sources]
-    return Required(rules=rules, before_rules=[{"name": "ipip", "lines": lines}] if ipip and lines else [])
+    return Required(rules=_once(rules), before_rules=[{"name": "ipip", "lines": lines}] if ipip and lines else [])
 
 
 # --- details --------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def _pod_cidrs(cluster: ClusterFacts) -> List[str]:
 def _flannel(cluster: ClusterFacts, node: NodeFacts, here: Node) -> Dict[str, int]:
     """The ports that Flannel's tunnel comes in at.
 
-    What the node has counts: the annotation is there before the tunnel is, but also stays when another overlay took over.
+    What the node has counts. The annotation is there before the tunnel is, but stays when another overlay took over.
     """
     backend = here["annotations"].get("flannel.alpha.coreos.com/backend-type", "")
     expected = "" if _calico(cluster, "ippools") else backend
@@ -140,51 +141,51 @@ def _calico_rules(
     if len(by_bgp) < len(pools):
         yield from _allow("calico-vxlan", CALICO_VXLAN, nodes, "udp")
     if any(config.get("wireguardEnabled") for config in felix):
-        yield from _allow("calico-wireguard", WIREGUARD + 1, nodes, "udp")
+        yield from _allow("calico-wireguard", WIREGUARD, nodes, "udp")
     if any(pod["labels"].get("k8s-app") == "calico-typha" for pod in cluster["pods"]):
         yield from _allow("typha", TYPHA, nodes)
 
 
-def _host_network_rules(
+def _service_rules(
     cluster: ClusterFacts,
     here: Node,
+    *,
     inside: Mapping[str, str],
     servers: Mapping[str, str],
     outside: Mapping[str, str],
-    edge: Mapping[str, str],
 ) -> Iterator[Rule]:
-    """For Services whose pods are on this node and its network, and for an ingress there."""
-    seen: Set[str] = set()
-
-    def once(rules: Iterable[Rule]) -> Iterator[Rule]:
-        for rule in rules:
-            if rule["name"] not in seen:
-                seen.add(rule["name"])
-                yield rule
-
+    """For Services whose pods are on this node's own network."""
     for service in cluster["services"]:
         if (service["namespace"], service["name"]) == ("default", "kubernetes"):
             continue
-        names = {str(port["targetPort"]): port.get("name") or "" for port in service["ports"]}
+        webhook = all("webhook" in f"{port.get('name')} {port['targetPort']}" for port in service["ports"])
+        exposed = service["type"] in ("NodePort", "LoadBalancer")
+        # Only API servers call webhooks.
+        sources = {**(servers if webhook else inside), **(outside if exposed else {})}
         for end in service["endpoints"]:
-            if end["ip"] != here["internal_ip"]:
-                continue
-            protocol = end.get("protocol", "TCP").lower()
-            what = f"{protocol}-{end['port']}"
-            # Only API servers call webhooks.
-            webhook = any("webhook" in text for text in (*names, *names.values())) and len(service["ports"]) == 1
-            yield from once(_allow(what, end["port"], servers if webhook else inside, protocol))
-            if service["type"] in ("NodePort", "LoadBalancer"):
-                yield from once(_allow(what, end["port"], outside, protocol))
+            if end["ip"] == here["internal_ip"]:
+                protocol = end["protocol"].lower()
+                yield from _allow(f"{protocol}-{end['port']}", end["port"], sources, protocol)
+
+
+def _ingress_rules(cluster: ClusterFacts, here: Node, balancers: Mapping[str, str]) -> Iterator[Rule]:
     for pod in cluster["pods"]:
         if pod["host_network"] and pod["node"] == here["name"]:
-            ports = {port["port"] for port in pod["ports"] if port["port"] in (80, 443)}
-            for port in sorted(ports):
-                yield from once(_allow(f"tcp-{port}", port, edge))
+            for port in pod["ports"]:
+                if port["port"] in (80, 443):
+                    yield from _allow(f"tcp-{port['port']}", port["port"], balancers)
 
 
-def _label(source: str) -> str:
-    return str(ipaddress.ip_network(source, strict=False)).replace("/32", "").replace("/", "-")
+def _once(rules: Iterable[Rule]) -> List[Rule]:
+    """One rule for the same packets: a port can be needed for more than one reason."""
+    return list({(rule["proto"], rule["from"], rule["port"]): rule for rule in reversed(list(rules))}.values())[::-1]
+
+
+def _labelled(sources: Iterable[str]) -> Dict[str, str]:
+    """Name for a rule -> address or CIDR."""
+    networks = [ipaddress.ip_network(source) for source in sources]
+    plain = [str(network[0] if network.num_addresses == 1 else network) for network in networks]
+    return {source.replace("/", "-"): source for source in plain}
 
 
 def _inside(narrow: str, wide: str) -> bool:
