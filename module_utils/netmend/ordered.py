@@ -139,8 +139,7 @@ def apply(ruleset: Ruleset, steps: Iterable[Step]) -> Ruleset:
 def put_back(saved: Ruleset, current: Ruleset, removed: Iterable[Foreign] = ()) -> List[Step]:
     """Steps that put own rules, and the named foreign ones, back to where they stood in ``saved``.
 
-    Rules of others may have come and gone meanwhile and stay as they are: a rule goes behind the nearest one that
-    stood before it and still does.
+    Rules of others may have come and gone meanwhile and stay as they are.
     """
     foreign = {(rule["table"], rule["chain"], _words(rule["spec"])) for rule in removed}
     steps: List[Step] = []
@@ -154,7 +153,7 @@ def put_back(saved: Ruleset, current: Ruleset, removed: Iterable[Foreign] = ()) 
         old = _rules(saved.get(table, {}), chain)
         for i, rule in enumerate(old):
             if mine(rule):
-                target.insert(_place(target, old[:i]), rule)
+                target.insert(_place(target, old[:i], old[i + 1 :]), rule)
         if [rule["spec"] for rule in target] == [rule["spec"] for rule in now]:
             continue
         steps += [_delete(table, chain, rule["spec"]) for rule in now if mine(rule)]
@@ -219,13 +218,16 @@ def _kept(wanted: Sequence[str], current: Sequence[Tuple[str, int]], room: Windo
     return dict(longest)
 
 
-def _place(target: Sequence[Rule], before: Sequence[Rule]) -> int:
-    """The index behind the nearest of the rules that stood before and is still there."""
+def _place(target: Sequence[Rule], before: Sequence[Rule], behind: Sequence[Rule]) -> int:
+    """The index next to the nearest rule that stood before it and still does, or else behind it."""
     specs = [rule["spec"] for rule in target]
     for rule in reversed(before):
         if rule["spec"] in specs:
             return specs.index(rule["spec"]) + 1
-    return 0
+    for rule in behind:
+        if rule["spec"] in specs:
+            return specs.index(rule["spec"])
+    return len(target)
 
 
 def _denied(table: Table, rule: Rule, own: Rule, seen: Tuple[str, ...] = ()) -> int:

@@ -24,6 +24,7 @@ ATTEMPTS = 3  # others write to the same chains at the same time
 
 # PartOf: a restart of K3s or UFW runs this again; WantedBy: so does a start. With Type=notify K3s counts as started
 # once it is ready. What kube-proxy, kube-router and Felix insert later goes to the top of a chain, above these rules.
+FILES = (str(STATE), str(UNIT), f"/etc/systemd/system/*.wants/{UNIT.name}")  # all that keeps rules
 UNIT_TEXT = """\
 [Unit]
 Description=Bring netmend's iptables rules into order
@@ -51,14 +52,19 @@ class Change(NamedTuple):
     after: str
 
 
-def read() -> Rulesets:
-    """The rule sets of the backends that are installed."""
+def saved() -> Dict[str, str]:
+    """What iptables-save prints, for the backends that are installed."""
     # iptables-save, unlike iptables -L, makes no tables where there are none.
     return {
-        backend: parse_save(node.run([f"iptables-{backend}-save"], check=False))
+        backend: node.run([f"iptables-{backend}-save"])
         for backend in BACKENDS
         if shutil.which(f"iptables-{backend}-save", path=node.PATH)
     }
+
+
+def read() -> Rulesets:
+    """The rule sets of the backends that are installed."""
+    return {backend: parse_save(text) for backend, text in saved().items()}
 
 
 def backend_that_counts(rulesets: Rulesets) -> str:

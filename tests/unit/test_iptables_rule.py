@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import uuid
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+RUN = """
+import json, runpy, sys
+from ansible.module_utils.testing import patch_module_args
+with patch_module_args(json.load(sys.stdin)):
+    runpy.run_path("library/netmend_iptables_rule.py", run_name="__main__")
+"""
 OPTIONS = {
     "name": "pods",
     "rules": [{"source": "10.42.0.0/16"}, {"destination": "10.42.0.0/16", "ctstate": ["ESTABLISHED", "RELATED"]}],
@@ -19,41 +19,21 @@ OPTIONS = {
     "before": ["deny"],
     "persistent": False,
 }
-RUN = """
-import json, runpy, sys
-import ansible.module_utils
-from ansible.module_utils.testing import patch_module_args
-ansible.module_utils.__path__.append("module_utils")
-with patch_module_args(json.load(sys.stdin)):
-    runpy.run_path("library/netmend_iptables_rule.py", run_name="__main__")
-"""
 REJECT = "-s 10.42.0.0/16 -j REJECT --reject-with icmp-port-unreachable"
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 
 @pytest.fixture
-def node(fixtures):
-    """Runs a command in the namespace, and returns what it prints."""
-    name = f"netmend-{uuid.uuid4().hex[:8]}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-
-    def run(*argv: str, text: str = "", ok: bool = True) -> str:
-        argv = ("ip", "netns", "exec", name, *argv)
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
-        assert not ok or done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
-
+def node(namespace, fixtures):
+    """A node with UFW enabled after K3s was."""
     saved = (fixtures / "k3s-1.36.3/flannel-ufw-blocks/agent0/iptables-save.txt").read_text()
-    run("iptables-nft-restore", text=saved)
-    yield run
-    subprocess.run(["ip", "netns", "del", name], check=True)
+    namespace("iptables-nft-restore", text=saved)
+    return namespace
 
 
 def module(node, check: bool = False, ok: bool = True, **options) -> dict:
     """One run of the module: what it returns."""
     arguments = {**OPTIONS, **options, "_ansible_check_mode": check}
-    return json.loads(node(sys.executable, "-c", RUN, text=json.dumps(arguments), ok=ok))
+    return json.loads(node.python(RUN, json.dumps(arguments), ok=ok))
 
 
 def forward(node, backend: str = "nft") -> list[str]:
