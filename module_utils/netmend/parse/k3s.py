@@ -76,7 +76,7 @@ _ENVIRONMENT = {
     "K3S_VPN_AUTH": "vpn-auth",
     "K3S_VPN_AUTH_FILE": "vpn-auth-file",
 }
-_SECRET = re.compile(r"(^|-)(token|secret|password|auth|access-key|secret-key)$|^datastore-endpoint$")
+_SECRET = re.compile(r"(^|[-_])(token|secret|password|auth|access-key|secret-key)$|^datastore-endpoint$")
 _SECRET_ARGUMENT = re.compile(r"^([^=]*(?:token|secret|password|passwd|api-?key))=.*$", re.I | re.S)
 _USERINFO = re.compile(r"(://)[^/@\s]+@")
 
@@ -217,7 +217,20 @@ def effective(
         key = _ENVIRONMENT.get(name, "")
         if key and value and key not in config:
             config[key], sources[key] = _flag_value(value), "environment"
-    return {key: _redact(key, _shape(key, value)) for key, value in config.items()}, sources
+    return {key: redact(key, _shape(key, value)) for key, value in config.items()}, sources
+
+
+def redact(key: str, value: Any) -> Any:
+    """The value of a key as it may be shown: what its name calls a secret is replaced, at any depth."""
+    if _SECRET.search(key):
+        return REDACTED
+    if isinstance(value, dict):
+        return {name: redact(name, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redact(key, item) for item in value]
+    if isinstance(value, str):
+        return _USERINFO.sub(rf"\1{REDACTED}@", _SECRET_ARGUMENT.sub(rf"\1={REDACTED}", value))
+    return value
 
 
 def containerd_cni(config_toml: str) -> Tuple[str, List[str]]:
@@ -317,16 +330,6 @@ def _list(value: Any) -> List[Any]:
     if isinstance(value, list):
         return value
     return [] if value is None else [value]
-
-
-def _redact(key: str, value: Any) -> Any:
-    if _SECRET.search(key):
-        return REDACTED
-    if isinstance(value, list):
-        return [_redact(key, item) for item in value]
-    if isinstance(value, str):
-        return _USERINFO.sub(rf"\1{REDACTED}@", _SECRET_ARGUMENT.sub(rf"\1={REDACTED}", value))
-    return value
 
 
 def _also(sources: str, more: str) -> str:

@@ -1,0 +1,137 @@
+#!/usr/bin/python
+"""What a node can tell about its network, in one pass that changes nothing."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend.gather import gather_node
+
+DOCUMENTATION = r"""
+module: netmend_node_info
+short_description: Gather what a K3s node knows about its network
+description:
+  - Reads interfaces, routes, neighbours, the forwarding database, sysctls, both iptables rule sets with their counters,
+    foreign nftables tables, ipsets, UFW's files, conntrack, sockets, protocol counters, K3s's effective configuration,
+    the CNI configuration that containerd reads, the clock, and a process in each pod's network namespace.
+  - Changes nothing, loads no kernel module of the legacy iptables, and does not fail where a source is missing or a
+    command fails. Such a source is named in RV(netmend_node.errors).
+  - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by C((redacted)).
+author: netmend
+options: {}
+attributes:
+  check_mode:
+    description: Runs the same in check mode.
+    support: full
+  diff_mode:
+    description: There is nothing to compare.
+    support: none
+requirements:
+  - root on the node, for rule sets, process names and namespaces
+"""
+
+EXAMPLES = r"""
+- name: Gather the network facts of every node
+  netmend_node_info:
+  register: node_info
+
+- name: Refuse to go on where packets are not forwarded
+  ansible.builtin.assert:
+    that: node_info.netmend_node.sysctls['net.ipv4.ip_forward'] == '1'
+"""
+
+RETURN = r"""
+netmend_node:
+  description: The facts of one node. A source that could not be read is empty.
+  returned: always
+  type: dict
+  contains:
+    name:
+      description: The node's name in the cluster, as far as it can be told on the node.
+      type: str
+      sample: k3s-worker-01
+    time:
+      description: The node's clock when gathering began, in seconds since the epoch.
+      type: float
+    clock:
+      description: Whether the kernel takes its clock for synchronized, and which daemon cares for it.
+      type: dict
+      sample: {synchronized: true, source: timesyncd}
+    interfaces:
+      description: Interfaces with kind, MTU, addresses, the kind's own data, and counters.
+      type: list
+      elements: dict
+    routes:
+      description: Routes of all tables and both families.
+      type: list
+      elements: dict
+    routing_rules:
+      description: Routing rules as C(ip -j rule) gives them.
+      type: list
+      elements: dict
+    neighbours:
+      description: The neighbour table.
+      type: list
+      elements: dict
+    fdb:
+      description: Forwarding entries of tunnels, which name the peer that a MAC address is behind.
+      type: list
+      elements: dict
+    sysctls:
+      description: Settings that forwarding depends on; a dot in an interface's name is written as a slash.
+      type: dict
+      sample: {net.ipv4.ip_forward: "1"}
+    iptables:
+      description: The rule sets of both backends, by table and chain, in order, with counters.
+      type: dict
+    nft_tables:
+      description: Tables that iptables does not know of, with hook, priority, policy and number of rules of each chain.
+      type: list
+      elements: dict
+    ipsets:
+      description: Members by set.
+      type: dict
+    ufw:
+      description: UFW's state, default policies, rules, and the rules of before.rules.
+      type: dict
+    conntrack:
+      description: Fill and limit of the connection table, and its counters summed over the CPUs.
+      type: dict
+      sample: {count: 340, max: 131072, insert_failed: 0}
+    sockets:
+      description: Listening TCP sockets and bound UDP sockets.
+      type: list
+      elements: dict
+    snmp:
+      description: The kernel's counters by protocol.
+      type: dict
+      sample: {Udp: {InCsumErrors: 0}}
+    k3s:
+      description: Role, unit, version, effective configuration, and what decided each key.
+      type: dict
+    cni:
+      description: Where containerd looks for networks and plugins, and the networks that it finds.
+      type: dict
+    pods:
+      description: A process of every pod with a network of its own.
+      type: list
+      elements: dict
+      sample: [{uid: b129d998-febc-4b7c-b78d-9e6656ffaa25, pid: 472, netns: 4026532281}]
+    errors:
+      description: What could not be read, and why.
+      type: list
+      elements: dict
+      sample: [{what: ipsets, message: "ipset save: [Errno 2] No such file or directory: 'ipset'"}]
+"""
+
+
+def argument_spec():
+    return {}
+
+
+def main():
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module.exit_json(changed=False, netmend_node=gather_node())
+
+
+if __name__ == "__main__":
+    main()
