@@ -1,0 +1,143 @@
+"""The lab's command line: real Linux machines with a K3s-like cluster, made on the spot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import bench, build, cluster, fabric, host, machines, network, spec
+
+ERRORS = (
+    build.BuildError,
+    cluster.ClusterError,
+    fabric.FabricError,
+    host.HostError,
+    machines.MachineError,
+    network.NetworkError,
+    spec.SpecError,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    # What comes after -- is another program's, whatever it looks like.
+    own, command = _split(list(argv))
+    arguments = parser().parse_args(own)
+    arguments.command = command
+    try:
+        return int(arguments.do(arguments) or 0)
+    except ERRORS as problem:
+        print(f"lab: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted; nothing that was being started is left", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, do: object, text: str, *, named: bool = False) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(do=do)
+        if named:
+            command.add_argument("name", nargs="?", default="default", metavar="NAME", help="the lab; default: default")
+        return command
+
+    command = add("build", _build, "build what the cache lacks of kernel, system, Kubernetes and images")
+    command.add_argument("parts", nargs="*", metavar="PART", help=f"only these of {', '.join(build.PARTS)}")
+    command = add("up", _up, "start a lab and wait until all of its nodes are Ready")
+    command.add_argument(
+        "file", nargs="?", type=Path, default=Path("default"), metavar="FILE",
+        help="the file that describes it, or the name of one in lab/labs; default: default",
+    )  # fmt: skip
+    command.add_argument("--name", help="another name than the file's: the same lab once more, beside the first")
+    command.add_argument("--plain", action="store_true", help="do not wait for K3s: machines that answer on SSH")
+    add("down", _down, "end a lab from any state; nothing of it is left", named=True)
+    add("status", _status, "show a lab's machines, nodes and faults", named=True)
+    command = add("ssh", _ssh, "a shell on a node, or with -- a command there")
+    command.add_argument("node", metavar="NODE")
+    command.add_argument("--lab", default=os.environ.get("NETMEND_LAB", "default"), metavar="NAME", help="its lab")
+    add("inventory", _inventory, "print the path of a lab's Ansible inventory", named=True)
+    add("run", _run, "with -- CMD: run it inside a lab's network, as Ansible does", named=True)
+    add("outside", _outside, "with -- CMD: run it as a client on the internet", named=True)
+    command = add("fabric", _fabric, "faults of the network between a lab's nodes")
+    command.add_argument("words", nargs="+", metavar="[NAME] add FAULT... | clear | list", help=fabric.HELP)
+    command = add("bench", _bench, "start a lab, measure it, and end it")
+    command.add_argument("file", nargs="?", type=Path, default=Path("default"), metavar="FILE")
+    return top
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    build.ensure(_say, arguments.parts or build.PARTS.keys())
+
+
+def _up(arguments: argparse.Namespace) -> None:
+    lab = spec.load(arguments.file, arguments.name)
+    cluster.up(lab, _say, plain=arguments.plain)
+    _say(f"         inventory: {machines.state(lab.name) / 'inventory.yml'}")
+
+
+def _down(arguments: argparse.Namespace) -> None:
+    machines.destroy(arguments.name)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return cluster.show(machines.recall(arguments.name))
+
+
+def _ssh(arguments: argparse.Namespace) -> int:
+    lab = machines.recall(arguments.lab)
+    return subprocess.run(
+        machines.ssh(lab.name, lab.machine(arguments.node), *arguments.command), check=False
+    ).returncode
+
+
+def _inventory(arguments: argparse.Namespace) -> None:
+    print(machines.state(machines.recall(arguments.name).name) / "inventory.yml")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return _enter(arguments, outside=False)
+
+
+def _outside(arguments: argparse.Namespace) -> int:
+    return _enter(arguments, outside=True)
+
+
+def _enter(arguments: argparse.Namespace, *, outside: bool) -> int:
+    lab = machines.recall(arguments.name)
+    if not arguments.command:
+        raise machines.MachineError("nothing to run: put the command behind --")
+    argv = network.inside(lab.name, *arguments.command, outside=outside)
+    return subprocess.run(argv, env={**os.environ, "NETMEND_LAB": lab.name}, check=False).returncode
+
+
+def _fabric(arguments: argparse.Namespace) -> None:
+    words = arguments.words
+    name = "default" if words[0] in ("add", "clear", "list") else words.pop(0)
+    for line in fabric.command(machines.recall(name), words):
+        print(line)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    bench.run(spec.load(arguments.file), _say)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

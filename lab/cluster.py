@@ -1,0 +1,163 @@
+"""A lab from its file to a cluster that is Ready, with its applications and its faults in; and its end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from . import build, cache, fabric, host, machines, network, seed, spec
+from .spec import Lab, Machine
+
+READY_WITHIN = 240  # seconds from SSH
+# Beside the machines' own: the host's kernel and what runs in the lab's network from outside (Ansible).
+SPARE_MEMORY = 512 << 20
+
+Progress = Callable[[str], None]
+
+
+class ClusterError(Exception):
+    """The machines run, and K3s, an application or a fault does not come up on them; the message says what was seen."""
+
+
+def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]:
+    """Start a lab and wait until all of it is there; returns the seconds from power-on to each stage.
+
+    Plain, it ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
+    """
+    artifacts = build.ensure(progress)
+    host.prepare_run((lab.memory << 20) + SPARE_MEMORY, progress)
+    if network.exists(lab.name):
+        raise network.NetworkError(f"lab {lab.name} is up already; `python -m lab down {lab.name}` ends it")
+    with cache.lock(cache.root() / "labs" / f"{lab.name}.lock"), _all_or_nothing(lab):
+        machines.destroy(lab.name)
+        directory = machines.state(lab.name)
+        directory.mkdir(parents=True)
+        seed.prepare(lab, directory)
+        network.create(lab)
+        machines.remember(lab)
+        return _start(lab, artifacts, progress, plain)
+
+
+def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool) -> dict[str, float]:
+    start = time.monotonic()
+    took: dict[str, float] = {}
+
+    def reached(stage: str, what: str) -> None:
+        took[stage] = time.monotonic() - start
+        progress(f"{took[stage]:6.1f} s  {what}")
+
+    processes = machines.power_on(lab, artifacts)
+    progress(f"   0.0 s  {len(lab.machines)} machines of lab {lab.name} powered on, {lab.memory} MiB")
+    machines.wait_for_ssh(lab, processes)
+    reached("ssh", "all machines answer on SSH")
+    if plain:
+        return took
+    first = lab.machines[0]
+    _must(lab, first, "systemctl start k3s.service")
+    reached("api", f"the API server of {first.name} is ready")
+    _wait_for_nodes(lab)
+    reached("ready", "all nodes are Ready")
+    if lab.apps:
+        apply(lab)
+        reached("apps", "the applications run")
+    for name in lab.faults:
+        put_in(lab, name)
+        reached(f"fault {name}", f"fault {name} is in")
+    return took
+
+
+def _wait_for_nodes(lab: Lab) -> None:
+    names = " ".join(f"node/{machine.name}" for machine in lab.machines)
+    for condition in ("create", "condition=Ready"):
+        _must(lab, lab.machines[0], f"k3s kubectl wait --for={condition} {names} --timeout={READY_WITHIN}s")
+
+
+def apply(lab: Lab) -> None:
+    """Apply the lab's manifests and wait until every DaemonSet in them has its pods on all nodes."""
+    for app in lab.apps:
+        _must(lab, lab.machines[0], "k3s kubectl apply -f -", text=app.read_text())
+    wait = f"k3s kubectl rollout status daemonset --namespace default --timeout={READY_WITHIN}s"
+    _must(lab, lab.machines[0], f"for app in $(k3s kubectl get daemonset -o name); do {wait} $app || exit; done")
+
+
+def put_in(lab: Lab, name: str) -> None:
+    """Give the lab a fault of faults.yml, and make sure that it took hold."""
+    fault = spec.faults()[name]
+    if "fabric" in fault:
+        fabric.Fabric(lab.name).add(fault["fabric"])
+        return
+    nodes = fault_nodes(lab, fault["nodes"])
+
+    def put_in_and_check(machine: Machine) -> None:
+        for script in ("put_in", "holds"):
+            _must(lab, machine, "sh -e", text=fault[script])
+
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(put_in_and_check, nodes))
+
+
+def fault_nodes(lab: Lab, where: str) -> list[Machine]:
+    """The machines that faults.yml means by all, servers, agents or one."""
+    agents = [machine for machine in lab.machines if machine.role == "agent"]
+    return {"all": list(lab.machines), "servers": list(lab.servers), "agents": agents, "one": agents[-1:]}[where]
+
+
+def _must(lab: Lab, machine: Machine, command: str, text: str = "") -> str:
+    """Run a command on a machine; ClusterError with what it said, or the end of K3s's journal, when it fails."""
+    argv = machines.ssh(lab.name, machine, command)
+    try:
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, check=False, timeout=READY_WITHIN + 30
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{machine.name}: `{command}` did not end{_journal(lab, machine)}") from None
+    if done.returncode == 255:
+        raise machines.MachineError(f"{machine.name} is gone{machines.last_words(lab.name, machine.name)}")
+    if done.returncode:
+        said = f"{done.stdout}{done.stderr}".strip()
+        raise ClusterError(f"{machine.name}: `{command}` failed: {said}{_journal(lab, machine)}")
+    return done.stdout
+
+
+def _journal(lab: Lab, machine: Machine) -> str:
+    unit = seed.UNITS[machine.role]
+    argv = machines.ssh(lab.name, machine, f"journalctl --no-pager --output=cat --lines=15 --unit={unit}")
+    with_log = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    return f"\nthe end of {unit}'s journal:\n" + "\n".join(f"    {line}" for line in with_log.stdout.splitlines())
+
+
+@contextmanager
+def _all_or_nothing(lab: Lab) -> Iterator[None]:
+    """Take the lab down again when the block fails or is interrupted, by SIGTERM or a lost terminal too."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except BaseException:
+        machines.destroy(lab.name)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show(lab: Lab) -> int:
+    """Print a lab's machines, nodes and fabric faults; returns 0 when all machines answer, else 1."""
+    with ThreadPoolExecutor(len(lab.machines), initializer=network.enter, initargs=(lab.name,)) as pool:
+        answers = list(pool.map(machines.greets, (machine.private for machine in lab.machines)))
+    for machine, answer in zip(lab.machines, answers, strict=True):
+        seen = "up" if answer else "no answer on port 22"
+        print(f"{machine.name:<16} {machine.private:<12} {machine.public:<15} {machine.memory:>5} MiB  {seen}")
+    for line in fabric.command(lab, ["list"]):
+        print(f"fabric: {line}")
+    if answers[0]:
+        argv = machines.ssh(lab.name, lab.machines[0], "k3s kubectl get nodes -o wide")
+        print(subprocess.run(argv, capture_output=True, text=True, check=False).stdout, end="")
+    return 0 if all(answers) else 1
