@@ -256,6 +256,7 @@ class Probe(TypedDict, total=False):
     path: str  # HTTP path
     verify: bool  # https: whether a certificate that cannot be trusted is the outcome "tls"; true unless declared
     timeout: float  # seconds
+    attempts: int  # made at once, each may meet another endpoint of a Service; the outcome is ok if all are; default 1
     expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited)
 
 

@@ -15,6 +15,7 @@ import struct
 import time
 from collections import Counter, deque
 from functools import cache
+from itertools import islice
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import echo
@@ -22,7 +23,7 @@ from .model import OUTCOMES, Moved, Observation, Probe, Ruleset
 from .parse import dns
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
-CONCURRENCY = 256  # sockets open at a time; far below the usual limit of 1024
+CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
 EXPECTATIONS = (*OUTCOMES, "blocked")
 _LONGEST_STATUS_LINE = 8192
 
@@ -30,9 +31,27 @@ _LONGEST_STATUS_LINE = 8192
 def run_probes(probes: Sequence[Probe], concurrency: int = CONCURRENCY) -> List[Observation]:
     """Runs the probes concurrently and returns one observation each, in the same order.
 
-    A probe takes its ``timeout`` at most, so the call takes the longest of them for up to ``concurrency`` probes.
+    An attempt takes its probe's ``timeout`` at most; up to ``concurrency`` attempts take the longest of those together.
     The probes are valid (``problem`` finds nothing); whatever the network does to them is an outcome.
     """
+    attempts = iter(_run([probe for probe in probes for _ in range(_attempts(probe))], concurrency))
+    return [_all_of(probe["id"], list(islice(attempts, _attempts(probe)))) for probe in probes]
+
+
+def _attempts(probe: Probe) -> int:
+    return probe.get("attempts", 1)
+
+
+def _all_of(identifier: str, attempts: List[Observation]) -> Observation:
+    """The first that is not ok stands for all, with how many there were."""
+    failed = [attempt for attempt in attempts if attempt["outcome"] != "ok"]
+    if not failed or len(attempts) == 1:
+        return {**attempts[0], "id": identifier}
+    detail = f"{len(failed)} of {len(attempts)} attempts: {failed[0]['detail']}"
+    return {**failed[0], "id": identifier, "detail": detail}
+
+
+def _run(probes: Sequence[Probe], concurrency: int) -> List[Observation]:
     waiting: Deque[Probe] = deque(probes)
     tasks: List[_Task] = []
     running: List[_Task] = []
@@ -74,6 +93,8 @@ def problem(probe: Probe) -> str:
         return f"path {path!r} is not an absolute path in printable ASCII"
     if probe.get("timeout", TIMEOUT) <= 0:
         return "timeout must be more than 0 seconds"
+    if _attempts(probe) < 1:
+        return "attempts must be at least 1"
     if probe.get("expect", "ok") not in EXPECTATIONS:
         return f"expect {probe['expect']!r} is none of {', '.join(EXPECTATIONS)}"
     return ""
@@ -85,7 +106,6 @@ class _Task:
     def __init__(self, probe: Probe, selector: selectors.BaseSelector) -> None:
         self.observation = Observation()
         self.until = 0.0
-        self._id = probe["id"]
         self._selector = selector
         self._descriptor = -1
         self._steps = PROTOCOLS[probe["protocol"]](probe)
@@ -105,8 +125,6 @@ class _Task:
         else:
             self._descriptor = sock.fileno()
             self._selector.register(self._descriptor, events, self)
-            return
-        self.observation["id"] = self._id
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------

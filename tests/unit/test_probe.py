@@ -550,6 +550,13 @@ def test_more_probes_than_may_run_at_once(client: int) -> None:
     ]
 
 
+def test_attempts_are_all_made_and_one_that_fails_is_told(client: int) -> None:
+    answers = [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]
+    with listening(socket.SOCK_STREAM, lambda sock: answering(answers.pop())(sock)) as port:
+        assert outcome(client, "http", port, attempts=3) == ("http", "1 of 3 attempts: status 503")
+    assert answers == []
+
+
 def test_no_probes() -> None:
     assert run_probes([]) == []
 

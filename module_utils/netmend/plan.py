@@ -1,0 +1,336 @@
+"""The matrix: which probes, from where, to where. Pure; nothing is invented that the facts do not hold."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
+
+from .model import Cell, ClusterFacts, Matrix, Node, NodeFacts, Observation, Pod, Probe, ProbeResult, Row, Service
+
+TIMEOUT = 2.0  # seconds; two SYNs
+KUBELET, API_SERVER, DNS = 10250, 6443, 53
+BLOCKED = ("timeout", "refused", "unreachable", "prohibited")  # what an expectation "blocked" means
+
+_APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
+_NODE_PORTS = 2  # as many as an ingress has
+_ATTEMPTS_PER_NODE = 6  # kube-proxy picks an endpoint at random: so that a node's own is missed once in e^6 times
+_ATTEMPTS = 32
+# A node's address in the overlay; Calico's first, because Flannel's devices stay behind after a swap.
+_OVERLAY_DEVICES = ("tunl0", "vxlan.calico", "flannel.1", "cni0")
+
+
+def plan_matrix(
+    nodes: Dict[str, NodeFacts], cluster: ClusterFacts, rows: Optional[Iterable[str]] = None
+) -> List[Probe]:
+    """All probes of a run, of all rows or of some.
+
+    ``nodes`` are the facts by the node's name in the cluster. Every node with facts is a source, every node of the
+    cluster a target. A cell for which the facts name no pod, process or Service is absent.
+    """
+    view = _View(nodes, cluster)
+    wanted = set(ROWS if rows is None else rows)
+    return [
+        Probe(id=_identifier(row, probe), row=row, timeout=TIMEOUT, expect="ok", **probe)
+        for row, planned in ROWS.items()
+        if row in wanted
+        for probe in planned(view)
+    ]
+
+
+def by_node(probes: Iterable[Probe]) -> Dict[str, List[Probe]]:
+    """The probes that each source node is to run."""
+    nodes: Dict[str, List[Probe]] = {}
+    for probe in probes:
+        nodes.setdefault(probe["source_node"], []).append(probe)
+    return nodes
+
+
+def met(probe: Probe, observation: Observation) -> bool:
+    """Whether a probe saw what it expects."""
+    expected = probe.get("expect", "ok")
+    return observation["outcome"] in (BLOCKED if expected == "blocked" else (expected,))
+
+
+def summarise(probes: Iterable[Probe], results: Dict[str, ProbeResult]) -> Matrix:
+    """The matrix that a report shows; a probe that was not run (its node did not answer) is an "error"."""
+    observations = {
+        observation["id"]: observation for result in results.values() for observation in result["observations"]
+    }
+    rows: Dict[str, Row] = {}
+    for probe in probes:
+        observation = observations.get(probe["id"], Observation(outcome="error"))
+        cell = Cell(id=probe["id"], outcome=observation["outcome"], met=met(probe, observation))
+        row = rows.setdefault(probe["row"], Row(ok=0, total=0, sources={}))
+        row["sources"].setdefault(probe["source_node"], {}).setdefault(destination(probe), []).append(cell)
+        row["ok"] += cell["met"]
+        row["total"] += 1
+    return Matrix(
+        ok=sum(row["ok"] for row in rows.values()), total=sum(row["total"] for row in rows.values()), rows=rows
+    )
+
+
+def destination(probe: Probe) -> str:
+    """What a report calls the other end: a node, a Service, or an address."""
+    return probe.get("target_node") or probe.get("target_service") or probe["address"]
+
+
+# --- what there is to probe from and to -----------------------------------------------------------------------------
+
+
+class _Listener(NamedTuple):
+    """A pod and a TCP port of it."""
+
+    pod: Pod
+    port: int
+
+
+class _Inside(NamedTuple):
+    """A pod and a process in its network namespace."""
+
+    pod: Pod
+    pid: int
+
+
+class _View:
+    """The facts, looked up and ranked once."""
+
+    def __init__(self, nodes: Dict[str, NodeFacts], cluster: ClusterFacts) -> None:
+        self.nodes = nodes
+        self.sources = sorted(nodes)
+        self.targets = [node for node in cluster["nodes"] if node["internal_ip"]]
+        self.dns_ip = cluster["dns_ip"]
+        self.domain = _cluster_domain(nodes)
+        # A policy may forbid what a probe asks, rightly so: pods of namespaces without any tell more of the network.
+        self._restricted: Set[str] = {policy["namespace"] for policy in cluster["network_policies"]}
+        self.services = sorted(cluster["services"], key=self._service_rank)
+        self.listeners = {node["name"]: self._listeners(node["name"], cluster["pods"]) for node in cluster["nodes"]}
+        self.inside = {name: self._inside(name, cluster["pods"]) for name in self.sources}
+
+    def listener(self, node: str, other_than: Optional[Pod] = None) -> Optional[_Listener]:
+        """The pod that stands for a node, the same in every run."""
+        return next((listener for listener in self.listeners[node] if listener.pod is not other_than), None)
+
+    def service_of(self, address: str) -> Optional[Service]:
+        return next((service for service in self.services if service["cluster_ip"] == address), None)
+
+    def cluster_services(self) -> List[Service]:
+        """The API, DNS, and the most widely spread Service of some namespaces."""
+        system = [service for service in self.services if _name(service) == "default/kubernetes"]
+        system += [service for service in self.services if self.dns_ip and service["cluster_ip"] == self.dns_ip]
+        applications: Dict[str, Service] = {}
+        for service in self.services:
+            if service not in system and _has_cluster_ip(service) and _tcp_ports(service) and _ready(service):
+                applications.setdefault(service["namespace"], service)
+        return system + list(applications.values())[:_APPLICATIONS]
+
+    def _service_rank(self, service: Service) -> Any:
+        spread = len({endpoint["node"] for endpoint in _ready(service)})
+        return service["namespace"] in self._restricted, -spread, service["namespace"], service["name"]
+
+    def _listeners(self, node: str, pods: List[Pod]) -> List[_Listener]:
+        """Pods of a node that listen, those first that the most widely spread Service selects."""
+        ranked = []
+        for pod in pods:
+            if pod["node"] != node or not pod["ready"] or pod["host_network"] or not pod["ip"]:
+                continue
+            declared = [port["port"] for port in pod["ports"] if port["protocol"] == "TCP"]
+            rank, served = self._served_by(pod)
+            # A port in both listens for certain: a declaration binds nobody, and a targetPort may err.
+            ports = [port for port in declared if port in served] or declared or served
+            if ports:
+                # Pods that hold a hostPort only forward what comes to it (K3s's service load balancer).
+                holds = any(port.get("hostPort") for port in pod["ports"])
+                key = (pod["namespace"] in self._restricted, rank, holds, pod["namespace"], pod["name"])
+                ranked.append((key, _Listener(pod, ports[0])))
+        return [listener for _, listener in sorted(ranked, key=lambda item: item[0])]
+
+    def _served_by(self, pod: Pod) -> Any:
+        """Rank of the first Service with this pod as an endpoint, and that endpoint's TCP ports."""
+        for rank, service in enumerate(self.services):
+            ports = [endpoint["port"] for endpoint in _ready(service) if endpoint["ip"] == pod["ip"]]
+            if ports:
+                return rank, ports
+        return len(self.services), []
+
+    def _inside(self, node: str, pods: List[Pod]) -> Optional[_Inside]:
+        """The pod that a node's probes start in: not the one that stands for the node, if there is another."""
+        pids = {process["uid"]: process["pid"] for process in self.nodes[node]["pods"]}
+        stands = self.listener(node) if node in self.listeners else None
+        candidates = [pod for pod in pods if pod["node"] == node and not pod["host_network"] and pids.get(pod["uid"])]
+
+        def rank(pod: Pod) -> Any:
+            restricted = pod["namespace"] in self._restricted
+            return restricted, not pod["ready"], bool(stands and pod is stands.pod), pod["namespace"], pod["name"]
+
+        chosen = min(candidates, key=rank, default=None)
+        return _Inside(chosen, pids[chosen["uid"]]) if chosen else None
+
+
+def _cluster_domain(nodes: Dict[str, NodeFacts]) -> str:
+    configured = (facts["k3s"]["config"].get("cluster-domain") for facts in nodes.values())
+    return next((str(domain) for domain in configured if domain), "cluster.local")
+
+
+def _ready(service: Service) -> List[Dict[str, Any]]:
+    return [endpoint for endpoint in service["endpoints"] if endpoint["ready"] and endpoint["protocol"] == "TCP"]
+
+
+def _tcp_ports(service: Service) -> List[Dict[str, Any]]:
+    return [port for port in service["ports"] if port["protocol"] == "TCP"]
+
+
+def _has_cluster_ip(service: Service) -> bool:
+    return service["cluster_ip"] not in ("", "None")
+
+
+def _attempts(service: Optional[Service]) -> int:
+    nodes = len({endpoint["node"] for endpoint in _ready(service)}) if service else 1
+    return 1 if nodes <= 1 else min(_ATTEMPTS, _ATTEMPTS_PER_NODE * nodes)
+
+
+def _name(thing: Any) -> str:
+    return f"{thing['namespace']}/{thing['name']}"
+
+
+def _overlay_address(facts: NodeFacts) -> str:
+    addresses = {interface["name"]: interface["addresses"] for interface in facts["interfaces"]}
+    found = (address for device in _OVERLAY_DEVICES for address in addresses.get(device, []) if ":" not in address)
+    return next(found, "").partition("/")[0]
+
+
+def _identifier(row: str, probe: Probe) -> str:
+    """Readable, and unique because a row asks one port or protocol of a destination once."""
+    port = f"/{probe['port']}" if probe["protocol"] == "tcp" else ""
+    return f"{row} {probe['source_node']}>{destination(probe)} {probe['protocol']}{port}"
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _host_host(view: _View) -> Iterator[Probe]:
+    for source in view.sources:
+        for node in view.targets:
+            probe = Probe(source_node=source, target_node=node["name"], address=node["internal_ip"])
+            if node["name"] != source:
+                yield Probe(**probe, protocol="icmp")
+                yield Probe(**probe, protocol="mtu")
+            yield Probe(**probe, protocol="tcp", port=KUBELET)
+            if node["role"] == "server":
+                yield Probe(**probe, protocol="tcp", port=API_SERVER)
+
+
+def _host_pod(view: _View) -> Iterator[Probe]:
+    for source in view.sources:
+        for node in view.targets:
+            listener = view.listener(node["name"])
+            if listener:
+                yield _to_pod(Probe(source_node=source), node, listener)
+            elif node["name"] != source and node["name"] in view.nodes:
+                address = _overlay_address(view.nodes[node["name"]])
+                if address:
+                    yield Probe(source_node=source, target_node=node["name"], address=address, protocol="icmp")
+
+
+def _pod_pod(view: _View) -> Iterator[Probe]:
+    for start in _from_pods(view):
+        for node in view.targets:
+            inside = view.inside[start["source_node"]]
+            listener = view.listener(node["name"], other_than=inside.pod if inside else None)
+            if listener:
+                yield _to_pod(start, node, listener)
+
+
+def _pod_clusterip(view: _View) -> Iterator[Probe]:
+    for start in _from_pods(view):
+        yield from _to_services(start, view)
+
+
+def _host_clusterip(view: _View) -> Iterator[Probe]:
+    for source in view.sources:
+        yield from _to_services(Probe(source_node=source), view)
+
+
+def _pod_dns(view: _View) -> Iterator[Probe]:
+    if not view.dns_ip:
+        return
+    service = view.service_of(view.dns_ip)
+    for start in _from_pods(view):
+        for protocol in ("dns-udp", "dns-tcp"):
+            yield Probe(
+                **start,
+                target_service=_name(service) if service else "",
+                address=view.dns_ip,
+                port=DNS,
+                protocol=protocol,
+                name=f"kubernetes.default.svc.{view.domain}",
+                attempts=_attempts(service),
+            )
+
+
+def _node_nodeport(view: _View) -> Iterator[Probe]:
+    ports = [
+        (service, port["nodePort"])
+        for service in view.services
+        for port in _tcp_ports(service)
+        if port.get("nodePort") and _ready(service)
+    ]
+    for source in view.sources:
+        for service, port in ports[:_NODE_PORTS]:
+            for node in view.targets:
+                if _answers_on(service, node):
+                    yield Probe(
+                        source_node=source,
+                        target_node=node["name"],
+                        target_service=_name(service),
+                        address=node["internal_ip"],
+                        port=port,
+                        protocol="tcp",
+                    )
+
+
+def _answers_on(service: Service, node: Node) -> bool:
+    """With externalTrafficPolicy Local, nodes without an endpoint drop, and rightly so."""
+    return service["external_traffic_policy"] != "Local" or any(
+        endpoint["node"] == node["name"] for endpoint in _ready(service)
+    )
+
+
+def _from_pods(view: _View) -> Iterator[Probe]:
+    for source in view.sources:
+        inside = view.inside[source]
+        if inside:
+            yield Probe(source_node=source, source_pod=_name(inside.pod), source_pid=inside.pid)
+
+
+def _to_pod(start: Probe, node: Node, listener: _Listener) -> Probe:
+    return Probe(
+        **start,
+        target_node=node["name"],
+        target_pod=_name(listener.pod),
+        address=listener.pod["ip"],
+        port=listener.port,
+        protocol="tcp",
+    )
+
+
+def _to_services(start: Probe, view: _View) -> Iterator[Probe]:
+    for service in view.cluster_services():
+        for port in _tcp_ports(service)[:1]:
+            yield Probe(
+                **start,
+                target_service=_name(service),
+                address=service["cluster_ip"],
+                port=port["port"],
+                protocol="tcp",
+                attempts=_attempts(service),
+            )
+
+
+ROWS: Dict[str, Callable[[_View], Iterator[Probe]]] = {
+    "host-host": _host_host,
+    "host-pod": _host_pod,
+    "pod-pod": _pod_pod,
+    "pod-clusterip": _pod_clusterip,
+    "host-clusterip": _host_clusterip,
+    "pod-dns": _pod_dns,
+    "node-nodeport": _node_nodeport,
+}

@@ -1,0 +1,257 @@
+"""The matrix, planned from facts of small clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.module_utils.netmend.model import ClusterFacts, NodeFacts, Pod, Probe, Service
+from ansible.module_utils.netmend.plan import by_node, met, plan_matrix, summarise
+
+SERVER, AGENT1, AGENT2 = "k3s-master-01", "k3s-worker-01", "k3s-worker-02"
+ADDRESSES = {SERVER: "10.0.0.100", AGENT1: "10.0.0.110", AGENT2: "10.0.0.111"}
+SUBNETS = {SERVER: "10.42.0", AGENT1: "10.42.1", AGENT2: "10.42.2"}
+
+
+def pod(name: str, node: str, host: int, *ports: int, namespace: str = "keybuzz", **more: Any) -> Pod:
+    declared = [{"port": port, "protocol": "TCP", "hostPort": 0} for port in ports]
+    return {
+        "namespace": namespace, "name": name, "uid": f"uid-{name}", "node": node, "ip": f"{SUBNETS[node]}.{host}",
+        "host_network": False, "ready": True, "phase": "Running", "reason": "", "owner": "", "labels": {},
+        "ports": declared, **more,
+    }  # type: ignore[typeddict-item]  # fmt: skip
+
+
+def service(name: str, address: str, port: int, *pods: Pod, namespace: str = "keybuzz", **more: Any) -> Service:
+    target = more.pop("target", 8080)
+    return {
+        "namespace": namespace, "name": name, "type": "ClusterIP", "cluster_ip": address, "selector": {},
+        "ports": [{"name": "", "port": port, "targetPort": target, "nodePort": 0, "protocol": "TCP"}],
+        "external_traffic_policy": "Cluster",
+        "endpoints": [
+            {"ip": pod["ip"], "node": pod["node"], "port": target, "protocol": "TCP", "ready": True, "pod": pod["name"]}
+            for pod in pods
+        ],
+        **more,
+    }  # type: ignore[typeddict-item]  # fmt: skip
+
+
+def cluster(pods: list[Pod], services: list[Service], **more: Any) -> ClusterFacts:
+    nodes = [
+        {"name": name, "role": "server" if name == SERVER else "agent", "internal_ip": address}
+        for name, address in ADDRESSES.items()
+    ]
+    facts = {"nodes": nodes, "pods": pods, "services": services, "network_policies": [], "dns_ip": "10.43.0.10"}
+    return {**facts, **more}  # type: ignore[return-value, typeddict-item]
+
+
+def node(name: str, *pods: Pod, **more: Any) -> NodeFacts:
+    processes = [{"uid": pod["uid"], "pid": 100 + number, "netns": 1} for number, pod in enumerate(pods)]
+    facts = {"name": name, "pods": processes, "interfaces": [], "k3s": {"config": {}}}
+    return {**facts, **more}  # type: ignore[return-value, typeddict-item]
+
+
+API = service("kubernetes", "10.43.0.1", 443, namespace="default")
+WEB = [pod(f"web-{number}", name, 5, 8080) for number, name in enumerate(ADDRESSES)]
+TOOL = pod("tool", AGENT1, 6)
+COREDNS = pod("coredns", SERVER, 2, 53, namespace="kube-system")
+DNS = service("kube-dns", "10.43.0.10", 53, COREDNS, namespace="kube-system", target=53)
+NODE_PORTS = [{"name": "http", "port": 80, "targetPort": 8080, "nodePort": 31695, "protocol": "TCP"}]
+WEB_SERVICE = service("web", "10.43.7.7", 80, *WEB, type="NodePort", ports=NODE_PORTS)
+CLUSTER = cluster([*WEB, TOOL, COREDNS], [API, DNS, WEB_SERVICE])
+NODES = {SERVER: node(SERVER, WEB[0], COREDNS), AGENT1: node(AGENT1, WEB[1], TOOL), AGENT2: node(AGENT2, WEB[2])}
+
+
+def ids(probes: list[Probe]) -> list[str]:
+    return [probe["id"] for probe in probes]
+
+
+def only(row: str, nodes: dict[str, NodeFacts] = NODES, facts: ClusterFacts = CLUSTER) -> list[Probe]:
+    return plan_matrix(nodes, facts, [row])
+
+
+def test_ids_are_unique_and_planning_is_deterministic() -> None:
+    probes = plan_matrix(NODES, CLUSTER)
+    assert len(set(ids(probes))) == len(probes)
+    shuffled = cluster([*CLUSTER["pods"]][::-1], [*CLUSTER["services"]][::-1])
+    assert plan_matrix(dict(reversed(NODES.items())), shuffled) == probes
+
+
+def test_host_host() -> None:
+    assert [identifier for identifier in ids(only("host-host")) if f" {AGENT1}>" in identifier] == [
+        "host-host k3s-worker-01>k3s-master-01 icmp",
+        "host-host k3s-worker-01>k3s-master-01 mtu",
+        "host-host k3s-worker-01>k3s-master-01 tcp/10250",
+        "host-host k3s-worker-01>k3s-master-01 tcp/6443",
+        "host-host k3s-worker-01>k3s-worker-01 tcp/10250",
+        "host-host k3s-worker-01>k3s-worker-02 icmp",
+        "host-host k3s-worker-01>k3s-worker-02 mtu",
+        "host-host k3s-worker-01>k3s-worker-02 tcp/10250",
+    ]
+
+
+def test_pod_pod_covers_every_pair_and_one_node_by_two_pods() -> None:
+    probes = only("pod-pod")
+    assert ids(probes) == [
+        f"pod-pod {source}>{target} tcp/8080"
+        for source in ADDRESSES
+        for target in ADDRESSES
+        if not source == target == AGENT2  # its only pod has nobody else to talk to there
+    ]
+    assert probes[3] == {
+        "id": "pod-pod k3s-worker-01>k3s-master-01 tcp/8080", "row": "pod-pod", "source_node": AGENT1,
+        "source_pod": "keybuzz/tool", "source_pid": 101, "target_node": SERVER, "target_pod": "keybuzz/web-0",
+        "protocol": "tcp", "address": "10.42.0.5", "port": 8080, "timeout": 2.0, "expect": "ok",
+    }  # fmt: skip
+
+
+def test_a_node_without_facts_is_a_target_and_no_source() -> None:
+    probes = plan_matrix({AGENT1: NODES[AGENT1]}, CLUSTER)
+    assert {probe["source_node"] for probe in probes} == {AGENT1}
+    assert {probe["target_node"] for probe in probes if "target_node" in probe} == set(ADDRESSES)
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "address"),
+    [
+        ([("flannel.1", ["fe80::1/64", "10.42.2.0/32"]), ("cni0", ["10.42.2.1/24"])], "10.42.2.0"),
+        ([("flannel.1", ["10.42.2.0/32"]), ("tunl0", ["10.42.130.64/32"])], "10.42.130.64"),
+        ([("tunl0", []), ("cni0", ["10.42.2.1/24"])], "10.42.2.1"),
+    ],
+)
+def test_a_node_without_listening_pods_is_reached_by_its_overlay_address(
+    interfaces: list[tuple[str, list[str]]], address: str
+) -> None:
+    facts = cluster([WEB[0], WEB[1]], [])
+    described = [{"name": name, "addresses": addresses} for name, addresses in interfaces]
+    probes = only("host-pod", {**NODES, AGENT2: node(AGENT2, interfaces=described)}, facts)
+    fallback = [probe for probe in probes if probe["target_node"] == AGENT2]
+    assert ids(fallback) == [f"host-pod {source}>{AGENT2} icmp" for source in (SERVER, AGENT1)]
+    assert {probe["address"] for probe in fallback} == {address}
+
+
+def test_a_cell_that_no_fact_supports_is_absent() -> None:
+    bare = {SERVER: node(SERVER), AGENT2: node(AGENT2)}
+    facts = cluster([], [], dns_ip="")
+    assert {probe["row"] for probe in plan_matrix(bare, facts)} == {"host-host"}
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [{"ready": False}, {"host_network": True}, {"ip": ""}, {"ports": []}],
+    ids=["not ready", "host network", "no address", "no port"],
+)
+def test_pods_that_cannot_stand_for_a_node(unfit: dict[str, Any]) -> None:
+    first = pod("a-first", AGENT1, 9, 9000, **unfit)
+    probes = only("host-pod", facts=cluster([first, *WEB], []))
+    assert {probe["target_pod"] for probe in probes if probe["target_node"] == AGENT1} == {"keybuzz/web-1"}
+
+
+def test_the_most_widely_spread_service_gives_the_pods() -> None:
+    lonely = pod("a-first", AGENT1, 9, 9000)
+    facts = cluster([lonely, *WEB], [service("a", "10.43.1.1", 80, lonely, target=9000), WEB_SERVICE])
+    assert {probe["port"] for probe in only("host-pod", facts=facts)} == {8080}
+
+
+def test_a_namespace_with_policies_comes_last() -> None:
+    shut = [pod(f"a-{number}", name, 9, 9000, namespace="a") for number, name in enumerate(ADDRESSES)]
+    policies = [{"namespace": "a", "name": "default-deny"}]
+    facts = cluster([*shut, *WEB], [], network_policies=policies)
+    assert {probe["port"] for probe in only("host-pod", facts=facts)} == {8080}
+
+
+@pytest.mark.parametrize(
+    ("declared", "target", "asked"),
+    [([9090, 8080], 8080, 8080), ([9090], 8080, 9090), ([], 8080, 8080)],
+    ids=["in both", "wrong targetPort", "not declared"],
+)
+def test_the_port_of_a_pod(declared: list[int], target: int, asked: int) -> None:
+    web = pod("web", AGENT1, 5, *declared)
+    probes = only("host-pod", facts=cluster([web], [service("web", "10.43.7.7", 80, web, target=target)]))
+    assert {probe["port"] for probe in probes if probe["target_node"] == AGENT1} == {asked}
+
+
+def test_cluster_ips() -> None:
+    probes = [probe for probe in only("pod-clusterip") if probe["source_node"] == AGENT1]
+    assert ids(probes) == [
+        "pod-clusterip k3s-worker-01>default/kubernetes tcp/443",
+        "pod-clusterip k3s-worker-01>kube-system/kube-dns tcp/53",
+        "pod-clusterip k3s-worker-01>keybuzz/web tcp/80",
+    ]
+    # One endpoint answers alike each time; among three, each node's own is to be met.
+    assert [probe["attempts"] for probe in probes] == [1, 1, 18]
+    assert [identifier.partition(" ")[2] for identifier in ids(probes)] == [
+        identifier.partition(" ")[2]
+        for identifier in ids(only("host-clusterip"))
+        if f" {AGENT1}>" in identifier
+    ]  # fmt: skip
+
+
+def test_services_that_are_not_asked() -> None:
+    services = [
+        service("headless", "None", 80, *WEB, namespace="a"),
+        service("external", "", 80, *WEB, namespace="b"),
+        service("empty", "10.43.2.2", 80, namespace="c"),
+        *[service("web", f"10.43.3.{number}", 80, *WEB, namespace=f"d{number}") for number in range(5)],
+        service("another", "10.43.4.4", 80, WEB[0], namespace="d0"),
+    ]
+    probes = only("host-clusterip", facts=cluster(WEB, [API, *services]))
+    asked = dict.fromkeys(probe["target_service"] for probe in probes)
+    assert list(asked) == ["default/kubernetes", "d0/web", "d1/web", "d2/web"]
+
+
+def test_dns_in_the_cluster_s_own_domain() -> None:
+    configured = {**NODES, SERVER: node(SERVER, WEB[0], k3s={"config": {"cluster-domain": "keybuzz.local"}})}
+    probes = [probe for probe in only("pod-dns", configured) if probe["source_node"] == AGENT2]
+    assert [(probe["protocol"], probe["address"], probe["port"], probe["name"]) for probe in probes] == [
+        ("dns-udp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
+        ("dns-tcp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
+    ]
+
+
+def test_node_ports_of_every_node_from_every_node() -> None:
+    probes = only("node-nodeport")
+    assert ids(probes) == [f"node-nodeport {source}>{target} tcp/31695" for source in ADDRESSES for target in ADDRESSES]
+    assert {probe["address"] for probe in probes} == set(ADDRESSES.values())
+
+
+def test_a_local_node_port_is_asked_only_where_it_answers() -> None:
+    local = service("web", "10.43.7.7", 80, WEB[1], ports=NODE_PORTS, external_traffic_policy="Local")
+    probes = only("node-nodeport", facts=cluster(WEB, [local]))
+    assert {probe["target_node"] for probe in probes} == {AGENT1}
+
+
+def test_by_node() -> None:
+    probes = plan_matrix(NODES, CLUSTER)
+    shares = by_node(probes)
+    assert list(shares) == list(ADDRESSES)
+    assert sorted(identifier for share in shares.values() for identifier in ids(share)) == sorted(ids(probes))
+
+
+def test_summary() -> None:
+    probes = only("node-nodeport")
+    outcomes = [
+        {"id": probe["id"], "outcome": "timeout" if probe["target_node"] == AGENT2 else "ok"}
+        for probe in probes
+        if probe["source_node"] != SERVER
+    ]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": outcomes, "moved": []}})  # type: ignore[typeddict-item]
+    row = matrix["rows"]["node-nodeport"]
+    assert (matrix["ok"], matrix["total"], row["ok"], row["total"]) == (4, 9, 4, 9)
+    assert row["sources"][AGENT1] == {
+        SERVER: [{"id": f"node-nodeport {AGENT1}>{SERVER} tcp/31695", "outcome": "ok", "met": True}],
+        AGENT1: [{"id": f"node-nodeport {AGENT1}>{AGENT1} tcp/31695", "outcome": "ok", "met": True}],
+        AGENT2: [{"id": f"node-nodeport {AGENT1}>{AGENT2} tcp/31695", "outcome": "timeout", "met": False}],
+    }
+    assert row["sources"][SERVER][AGENT1][0]["outcome"] == "error"  # that node brought nothing back
+
+
+@pytest.mark.parametrize(
+    ("expect", "outcome", "is_met"),
+    [
+        ("ok", "ok", True), ("ok", "refused", False), ("blocked", "ok", False), ("blocked", "prohibited", True),
+        ("blocked", "timeout", True), ("blocked", "error", False), ("refused", "timeout", False),
+    ],
+)  # fmt: skip
+def test_expectations(expect: str, outcome: str, is_met: bool) -> None:
+    assert met({"expect": expect}, {"outcome": outcome}) is is_met
