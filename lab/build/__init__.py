@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,23 +109,12 @@ class _Build:
         try:
             for name in names:
                 done[name] = pool.submit(self._have, name, [done[need] for need in PARTS[name].needs])
-            self._first_failure(list(done.values()))
+            for finished in as_completed(done.values()):
+                finished.result()
         finally:
             for steps in self._steps.values():
                 steps.stop()
             pool.shutdown(cancel_futures=True)
-
-    @staticmethod
-    def _first_failure(futures: list[Future[None]]) -> None:
-        pending = set(futures)
-        while pending:
-            # Without a time limit a wait is deaf to Ctrl-C on some systems.
-            finished = {future for future in pending if future.done()}
-            for future in finished:
-                future.result()
-            pending -= finished
-            if pending and not finished:
-                time.sleep(0.1)
 
     def _have(self, name: str, needs: list[Future[None]]) -> None:
         for need in needs:
@@ -136,6 +125,8 @@ class _Build:
         def make(out: Path) -> None:
             self._say(name, "building")
             PARTS[name].make(self._steps[name], out, made)
+            if places()[name] != self._where[name]:
+                raise BuildError(f"{name}: its sources were changed while it was built; build it again")
 
         built = cache.produce(self._where[name], make, lambda: self._say(name, "waiting for another build of it"))
         self._say(name, f"built in {_duration(time.monotonic() - start)}" if built else "cached")

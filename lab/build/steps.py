@@ -37,7 +37,8 @@ class Steps:
                 if self._stopped:
                     raise BuildError(f"{self.part}: interrupted")
                 process = self._running = subprocess.Popen(
-                    ["nice", "-n", "10", *words],
+                    # A build that is killed outright takes its commands along.
+                    ["setpriv", "--pdeathsig", "TERM", "nice", "-n", "10", *words],
                     cwd=cwd,
                     env={**os.environ, "LC_ALL": "C", **(env or {})},
                     stdin=subprocess.DEVNULL,
