@@ -1,0 +1,298 @@
+"""Gathers what the Kubernetes API knows of the cluster's network, by GET requests with the standard library alone.
+
+Credentials come from K3s's own files on a server, or from a kubeconfig where the kubernetes package is installed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from urllib.parse import quote, urlsplit
+
+from .model import ClusterFacts, NodeFacts
+from .parse import cluster as parse
+
+K3S_TLS = "/var/lib/rancher/k3s/server/tls"
+K3S_SERVER = "https://127.0.0.1:6443"
+DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
+DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
+PAGE = 500  # objects
+CALICO = "/apis/crd.projectcalico.org/v1"
+
+Network = ipaddress.IPv4Network
+
+
+class ApiError(Exception):
+    """The API could not be asked. The message says what is wrong and what to do."""
+
+
+class Credentials(NamedTuple):
+    server: str
+    ca_file: Optional[str]
+    cert_file: Optional[str]
+    key_file: Optional[str]
+    authorization: str = ""  # the header's value, for tokens
+    verify: bool = True
+
+
+def k3s_credentials(server: str = "", tls: str = K3S_TLS) -> Credentials:
+    """Those of K3s's administrator. ApiError where there are none, or for a user who may not read them."""
+    ca, certificate, key = (f"{tls}/{name}" for name in ("server-ca.crt", "client-admin.crt", "client-admin.key"))
+    for path in (ca, certificate, key):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise ApiError(
+                f"cannot read K3s's credentials: {path}: {error.strerror}. Run as root on a K3s server,"
+                " or name a kubeconfig"
+            ) from error
+    return Credentials(server or K3S_SERVER, ca, certificate, key)
+
+
+def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials:
+    """Those of a kubeconfig's current context, read by the kubernetes package. ApiError where that is not possible."""
+    try:
+        package = importlib.import_module("kubernetes")
+    except ImportError as error:
+        raise ApiError("a kubeconfig needs the Python package kubernetes where this runs: install it") from error
+    try:
+        settings = package.config.new_client_from_config(config_file=path).configuration
+    except Exception as error:  # its exceptions have no common base of their own
+        raise ApiError(f"cannot use the kubeconfig {path or '(default)'}: {error}") from error
+    return Credentials(
+        server or settings.host,
+        settings.ssl_ca_cert,
+        settings.cert_file,
+        settings.key_file,
+        settings.auth_settings().get("BearerToken", {}).get("value", ""),
+        settings.verify_ssl,
+    )
+
+
+class Api:
+    """GET requests over one connection for each thread."""
+
+    def __init__(self, credentials: Credentials, timeout: float = 10) -> None:
+        self.server = credentials.server.rstrip("/")
+        self.timeout = timeout
+        self._url = urlsplit(self.server)
+        self._headers = {"Accept": "application/json"}
+        if credentials.authorization:
+            self._headers["Authorization"] = credentials.authorization
+        try:
+            self._tls = ssl.create_default_context(cafile=credentials.ca_file or None)
+            # Python 3.13 asks of certificates what the long-lived authorities of older clusters do not have.
+            self._tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+            if not credentials.verify:
+                self._tls.check_hostname = False
+                self._tls.verify_mode = ssl.CERT_NONE
+            if credentials.cert_file:
+                self._tls.load_cert_chain(credentials.cert_file, credentials.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ApiError(f"cannot load the credentials for {self.server}: {error}") from error
+        self._local = threading.local()
+
+    def get(self, path: str) -> Tuple[int, str]:
+        """Status and body. ApiError where there is no answer, or none for us (401, 403)."""
+        try:
+            status, body = self._answer(path)
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(self._explain(error)) from error
+        if status in (401, 403):
+            raise ApiError(
+                f"{self.server} refuses {path} ({status}): the credentials are expired, of another cluster, or lack"
+                " rights. See `k3s certificate check`, or name another kubeconfig"
+            )
+        return status, body
+
+    def items(self, path: str) -> Optional[List[Dict[str, Any]]]:
+        """All objects of a list, page by page; None where the API knows no such resource."""
+        found: List[Dict[str, Any]] = []
+        more = ""
+        while True:
+            status, body = self.get(f"{path}?limit={PAGE}" + (f"&continue={quote(more)}" if more else ""))
+            if status == 404:
+                return None
+            if status == 410 and more:  # the page is too old: begin again
+                found, more = [], ""
+                continue
+            if status != 200:
+                raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
+            answer = json.loads(body)
+            found += answer["items"] or []
+            more = answer.get("metadata", {}).get("continue", "")
+            if not more:
+                return found
+
+    def _answer(self, path: str) -> Tuple[int, str]:
+        connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
+        if connection:
+            try:
+                return self._ask(connection, path)
+            except (ConnectionError, http.client.HTTPException):
+                connection.close()  # the server may close an idle connection at any time
+        port = self._url.port or 443
+        connection = http.client.HTTPSConnection(
+            self._url.hostname or "", port, timeout=self.timeout, context=self._tls
+        )
+        self._local.connection = connection
+        return self._ask(connection, path)
+
+    def _ask(self, connection: http.client.HTTPSConnection, path: str) -> Tuple[int, str]:
+        connection.request("GET", self._url.path + path, headers=self._headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"{self.server}: its certificate is not good: {error.verify_message}."
+                " See `k3s certificate check`, and the clocks of both machines"
+            )
+        if isinstance(error, ssl.SSLError):
+            return f"{self.server}: TLS fails: {error.reason}. See `k3s certificate check` for the client's certificate"
+        if isinstance(error, socket.timeout):
+            return (
+                f"{self.server} does not answer within {self.timeout:g} s."
+                " Is it up, and does no firewall drop TCP to its port?"
+            )
+        return f"{self.server} cannot be reached: {error}. Is K3s running there?"
+
+
+def gather_cluster(api: Api) -> ClusterFacts:
+    """All facts of the cluster: a request for each kind of object, side by side. ApiError where the API is not usable.
+
+    The networks are deduced; with_config() knows better once there are facts of the servers.
+    """
+    errors: List[Dict[str, str]] = []
+    paths = {
+        "nodes": "/api/v1/nodes",
+        "pods": "/api/v1/pods",
+        "services": "/api/v1/services",
+        "endpointslices": "/apis/discovery.k8s.io/v1/endpointslices",
+        "ingresses": "/apis/networking.k8s.io/v1/ingresses",
+        "ingress_classes": "/apis/networking.k8s.io/v1/ingressclasses",
+        "network_policies": "/apis/networking.k8s.io/v1/networkpolicies",
+        "daemonsets": "/apis/apps/v1/daemonsets",
+        "ippools": f"{CALICO}/ippools",
+        "felixconfigurations": f"{CALICO}/felixconfigurations",
+        "blockaffinities": f"{CALICO}/blockaffinities",
+    }
+    version, states = _health(api)  # alone and first: where the API is dead, one time limit is enough
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        lists = dict(zip(paths, pool.map(api.items, paths.values())))
+    for what, listed in lists.items():
+        if listed is None and not paths[what].startswith(CALICO):
+            errors.append({"what": what, "message": f"{api.server} knows no {paths[what]}"})
+
+    def reduced(what: str, reduce: Callable[[Dict[str, Any]], Any]) -> List[Any]:
+        return [reduce(item) for item in lists[what] or []]
+
+    facts = ClusterFacts(
+        version=version,
+        api={**states, "server": api.server},
+        cluster_cidr="",
+        service_cidr="",
+        dns_ip="",
+        nodes=reduced("nodes", parse.node),
+        pods=reduced("pods", parse.pod),
+        services=parse.services(lists["services"] or [], lists["endpointslices"] or []),
+        ingresses=reduced("ingresses", parse.ingress),
+        ingress_classes=reduced("ingress_classes", parse.ingress_class),
+        network_policies=reduced("network_policies", parse.network_policy),
+        daemonsets=reduced("daemonsets", parse.daemonset),
+        calico={
+            what: reduced(what, parse.custom)
+            for what in ("ippools", "felixconfigurations", "blockaffinities")
+            if lists[what] is not None
+        },
+        errors=errors,
+    )
+    return with_config(facts, {})
+
+
+def with_config(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts]) -> ClusterFacts:
+    """The facts with the networks that the servers' K3s is configured for; what is not K3s's word is said in errors.
+
+    Without a server's facts: K3s's defaults where all podCIDRs or ClusterIPs are within them, else the smallest network
+    around the podCIDRs, and the /16 around the Service `kubernetes`.
+    """
+    servers = {name: facts["k3s"]["config"] for name, facts in nodes.items() if facts["k3s"]["role"] == "server"}
+    known = {name: config for name, config in servers.items() if config}
+    errors = [error for error in cluster["errors"] if error["what"] not in ("cluster_cidr", "service_cidr")]
+
+    def configured(key: str, default: str) -> str:
+        values = {name: _ipv4(config.get(key)) or default for name, config in known.items()}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{name}: {value}" for name, value in sorted(values.items()))
+            errors.append({"what": key.replace("-", "_"), "message": f"the servers disagree on {key}: {said}"})
+        return next(iter(values.values()), "")
+
+    def deduced(what: str, within: List[Network], default: str, otherwise: Callable[[List[Network]], str]) -> str:
+        fits = all(network.subnet_of(Network(default)) for network in within)
+        value = default if fits else otherwise(within)
+        errors.append(
+            {"what": what, "message": f"deduced to be {value or 'unknown'}: no server's configuration is known"}
+        )
+        return value
+
+    pods = [Network(node["pod_cidr"]) for node in cluster["nodes"] if _ipv4(node["pod_cidr"])]
+    addresses = [Network(service["cluster_ip"]) for service in cluster["services"] if _ipv4(service["cluster_ip"])]
+    kubernetes = _cluster_ip(cluster, "default", "kubernetes")
+    cluster_cidr = configured("cluster-cidr", DEFAULT_CLUSTER_CIDR) or deduced(
+        "cluster_cidr", pods, DEFAULT_CLUSTER_CIDR, _around
+    )
+    service_cidr = configured("service-cidr", DEFAULT_SERVICE_CIDR) or deduced(
+        "service_cidr",
+        addresses,
+        DEFAULT_SERVICE_CIDR,
+        lambda _: str(Network(f"{kubernetes}/16", strict=False)) if kubernetes else "",
+    )
+    dns_ip = (
+        configured("cluster-dns", "")
+        or _cluster_ip(cluster, "kube-system", "kube-dns")
+        or (str(Network(service_cidr)[10]) if _ipv4(service_cidr) else "")
+    )
+    networks = {"cluster_cidr": cluster_cidr, "service_cidr": service_cidr, "dns_ip": dns_ip}
+    return ClusterFacts(**{**cluster, **networks, "errors": errors})  # type: ignore[typeddict-item]
+
+
+def _health(api: Api) -> Tuple[str, Dict[str, str]]:
+    _, version = api.get("/version")
+    states: Dict[str, str] = {}
+    for name in ("livez", "readyz"):
+        status, body = api.get(f"/{name}?verbose")
+        checks = parse.readiness(body)
+        failed = sorted(check for check, state in checks.items() if state != "ok")
+        states[name] = "ok" if status == 200 else f"{status}: {', '.join(failed) or body[:200]}"
+        if "etcd" in checks:
+            states["etcd"] = checks["etcd"]
+    return json.loads(version).get("gitVersion", ""), states
+
+
+def _ipv4(value: Any) -> str:
+    """The first IPv4 address or network of a configuration value or a field; "" for none."""
+    values: Iterable[Any] = value if isinstance(value, list) else [value]
+    return next((str(item) for item in values if re.match(r"\d+\.\d+\.\d+\.\d+(/\d+)?$", str(item))), "")
+
+
+def _cluster_ip(cluster: ClusterFacts, namespace: str, name: str) -> str:
+    wanted = (namespace, name)
+    found = (_ipv4(item["cluster_ip"]) for item in cluster["services"] if (item["namespace"], item["name"]) == wanted)
+    return next(found, "")
+
+
+def _around(networks: List[Network]) -> str:
+    whole = networks[0]
+    while not all(network.subnet_of(whole) for network in networks):
+        whole = whole.supernet()
+    return str(whole)

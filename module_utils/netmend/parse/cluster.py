@@ -1,0 +1,216 @@
+"""Reduces objects of the Kubernetes API to the shapes of ClusterFacts: what bears on the network, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, Iterable, List
+
+from ..model import Node, Pod, Service
+
+Object = Dict[str, Any]
+
+_ANNOTATIONS = ("flannel.alpha.coreos.com/", "projectcalico.org/", "k3s.io/")
+# Command lines and environments of K3s: long, and not of the network.
+_LEFT_OUT = ("k3s.io/node-args", "k3s.io/node-env", "k3s.io/node-config-hash")
+_SERVER_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+
+
+def node(item: Object) -> Node:
+    meta, spec, status = item["metadata"], item["spec"], item.get("status", {})
+    addresses = {entry["type"]: entry["address"] for entry in reversed(status.get("addresses", []))}
+    ready = _condition(status)
+    labels = meta.get("labels", {})
+    return Node(
+        name=meta["name"],
+        role="server" if any(label in labels for label in _SERVER_LABELS) else "agent",
+        internal_ip=addresses.get("InternalIP", ""),
+        external_ip=addresses.get("ExternalIP", ""),
+        pod_cidr=spec.get("podCIDR", ""),
+        ready=ready.get("status") == "True",
+        reason=ready.get("reason", "no condition"),
+        annotations={
+            name: value
+            for name, value in meta.get("annotations", {}).items()
+            if name.startswith(_ANNOTATIONS) and name not in _LEFT_OUT
+        },
+        labels=labels,
+        version=status.get("nodeInfo", {}).get("kubeletVersion", ""),
+    )
+
+
+def pod(item: Object) -> Pod:
+    meta, spec, status = item["metadata"], item["spec"], item.get("status", {})
+    ready = _condition(status)
+    return Pod(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        node=spec.get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        host_network=spec.get("hostNetwork", False),
+        ready=ready.get("status") == "True",
+        phase=status.get("phase", ""),
+        reason=_waiting(status) or status.get("reason", "") or ready.get("reason", ""),
+        owner=_owner(meta),
+        labels=meta.get("labels", {}),
+        ports=_ports(spec),
+    )
+
+
+def services(items: Iterable[Object], slices: Iterable[Object]) -> List[Service]:
+    """Services with the endpoints of their EndpointSlices."""
+    endpoints: Dict[Any, List[Dict[str, Any]]] = {}
+    for item in slices:
+        meta = item["metadata"]
+        service = (meta["namespace"], meta.get("labels", {}).get("kubernetes.io/service-name", ""))
+        endpoints.setdefault(service, []).extend(_endpoints(item))
+    return [_service(item, endpoints) for item in items]
+
+
+def ingress(item: Object) -> Dict[str, Any]:
+    """``paths`` has one entry for each host and path; a default backend has neither."""
+    spec = item["spec"]
+    paths = [
+        {"host": rule.get("host", ""), "path": path.get("path", "/"), **_backend(path["backend"])}
+        for rule in spec.get("rules", [])
+        for path in rule.get("http", {}).get("paths", [])
+    ]
+    if "defaultBackend" in spec:
+        paths.append({"host": "", "path": "", **_backend(spec["defaultBackend"])})
+    return {
+        **_named(item),
+        "class": spec.get("ingressClassName")
+        or item["metadata"].get("annotations", {}).get("kubernetes.io/ingress.class", ""),
+        "paths": paths,
+        "tls": [{"hosts": tls.get("hosts", []), "secret": tls.get("secretName", "")} for tls in spec.get("tls", [])],
+        "addresses": [
+            entry.get("ip") or entry.get("hostname", "")
+            for entry in item.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+        ],
+    }
+
+
+def ingress_class(item: Object) -> Dict[str, Any]:
+    annotations = item["metadata"].get("annotations", {})
+    return {
+        "name": item["metadata"]["name"],
+        "controller": item["spec"].get("controller", ""),
+        "default": annotations.get("ingressclass.kubernetes.io/is-default-class") == "true",
+    }
+
+
+def network_policy(item: Object) -> Dict[str, Any]:
+    """Selector and rules as they stand in the object."""
+    spec = item["spec"]
+    return {
+        **_named(item),
+        "pod_selector": spec.get("podSelector", {}),
+        "types": spec.get("policyTypes", ["Ingress"]),
+        "ingress": spec.get("ingress", []),
+        "egress": spec.get("egress", []),
+    }
+
+
+def daemonset(item: Object) -> Dict[str, Any]:
+    template = item["spec"]["template"]["spec"]
+    status = item.get("status", {})
+    return {
+        **_named(item),
+        "desired": status.get("desiredNumberScheduled", 0),
+        "ready": status.get("numberReady", 0),
+        "host_network": template.get("hostNetwork", False),
+        "host_ports": [port["hostPort"] for port in _ports(template) if port["hostPort"]],
+    }
+
+
+def custom(item: Object) -> Dict[str, Any]:
+    """Name and spec of a custom resource."""
+    return {"name": item["metadata"]["name"], **item.get("spec", {})}
+
+
+def readiness(verbose: str) -> Dict[str, str]:
+    """Check -> "ok" or "failed", from the body of /readyz?verbose or /livez?verbose."""
+    return {name: state for _, name, state in re.findall(r"^\[([+-])\](\S+) (ok|failed)", verbose, re.M)}
+
+
+def _service(item: Object, endpoints: Dict[Any, List[Dict[str, Any]]]) -> Service:
+    meta, spec = item["metadata"], item["spec"]
+    return Service(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        type=spec.get("type", "ClusterIP"),
+        cluster_ip=spec.get("clusterIP", ""),
+        ports=[
+            {
+                "name": port.get("name", ""),
+                "port": port["port"],
+                "targetPort": port.get("targetPort", port["port"]),
+                "nodePort": port.get("nodePort", 0),
+                "protocol": port.get("protocol", "TCP"),
+            }
+            for port in spec.get("ports", [])
+        ],
+        selector=spec.get("selector", {}),
+        external_traffic_policy=spec.get("externalTrafficPolicy", ""),
+        endpoints=endpoints.get((meta["namespace"], meta["name"]), []),
+    )
+
+
+def _endpoints(item: Object) -> List[Dict[str, Any]]:
+    return [
+        {
+            "ip": address,
+            "node": endpoint.get("nodeName", ""),
+            "port": port.get("port", 0),
+            "protocol": port.get("protocol", "TCP"),
+            # The API's own reading: a condition that is not set counts as ready.
+            "ready": endpoint.get("conditions", {}).get("ready") is not False,
+            "pod": _target(endpoint.get("targetRef") or {}),
+        }
+        for endpoint in item.get("endpoints") or []
+        for address in endpoint["addresses"]
+        for port in item.get("ports") or [{}]
+    ]
+
+
+def _target(reference: Object) -> str:
+    return f"{reference['namespace']}/{reference['name']}" if reference.get("kind") == "Pod" else ""
+
+
+def _backend(backend: Object) -> Dict[str, Any]:
+    service = backend.get("service", {})
+    port = service.get("port", {})
+    return {"service": service.get("name", ""), "port": port.get("number") or port.get("name", "")}
+
+
+def _named(item: Object) -> Dict[str, Any]:
+    return {"namespace": item["metadata"]["namespace"], "name": item["metadata"]["name"]}
+
+
+def _condition(status: Object) -> Dict[str, str]:
+    return next((entry for entry in status.get("conditions", []) if entry["type"] == "Ready"), {})
+
+
+def _waiting(status: Object) -> str:
+    """Why a container does not run: CrashLoopBackOff, ImagePullBackOff ..."""
+    states = (entry.get("state", {}).get("waiting", {}) for entry in status.get("containerStatuses", []))
+    return next((str(state["reason"]) for state in states if "reason" in state), "")
+
+
+def _owner(meta: Object) -> str:
+    """A pod of a Deployment belongs to a ReplicaSet that carries the Deployment's name and the template's hash."""
+    owner = next((entry for entry in meta.get("ownerReferences", []) if entry.get("controller")), None)
+    if not owner:
+        return ""
+    ending = f"-{meta.get('labels', {}).get('pod-template-hash', '')}"
+    if owner["kind"] == "ReplicaSet" and len(ending) > 1 and owner["name"].endswith(ending):
+        return f"Deployment/{owner['name'][: -len(ending)]}"
+    return f"{owner['kind']}/{owner['name']}"
+
+
+def _ports(spec: Object) -> List[Dict[str, Any]]:
+    return [
+        {"port": port["containerPort"], "protocol": port.get("protocol", "TCP"), "hostPort": port.get("hostPort", 0)}
+        for container in spec.get("containers", [])
+        for port in container.get("ports", [])
+    ]
