@@ -82,6 +82,7 @@ def arguments(lab: Lab, machine: Machine, image: Path) -> list[str]:
         "net.ifnames=0",
         "TERM=dumb",
         "systemd.getty_auto=no",
+        "systemd.condition_needs_update=no",
         nic("vec0", f"public-{index}", lab.mtu_public, machine.public),
         nic("vec1", f"private-{index}", lab.mtu_private, machine.private),
     ]
