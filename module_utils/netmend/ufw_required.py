@@ -12,7 +12,7 @@ SSH is not in here: where it is open is the operator's business.
 from __future__ import annotations
 
 import ipaddress
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, TypedDict
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple, TypedDict
 
 from .model import ClusterFacts, Node, NodeFacts
 
@@ -178,7 +178,10 @@ def _ingress_rules(cluster: ClusterFacts, here: Node, balancers: Mapping[str, st
 
 def _once(rules: Iterable[Rule]) -> List[Rule]:
     """One rule for the same packets: a port can be needed for more than one reason."""
-    return list({(rule["proto"], rule["from"], rule["port"]): rule for rule in reversed(list(rules))}.values())[::-1]
+    kept: Dict[Tuple[str, str, str], Rule] = {}
+    for rule in rules:
+        kept.setdefault((rule["proto"], rule["from"], rule["port"]), rule)
+    return list(kept.values())
 
 
 def _labelled(sources: Iterable[str]) -> Dict[str, str]:
