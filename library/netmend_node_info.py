@@ -15,7 +15,7 @@ description:
     the CNI configuration that containerd reads, the clock, and a process in each pod's network namespace.
   - Changes nothing, loads no kernel module of the legacy iptables, and does not fail where a source is missing or a
     command fails. Such a source is named in RV(netmend_node.errors).
-  - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by C((redacted)).
+  - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by the word redacted.
 author: netmend
 options: {}
 attributes:
