@@ -35,7 +35,7 @@ options:
     default: []
     suboptions:
       name:
-        description: Names the rule; letters, digits and C(. _ : + -).
+        description: Names the rule; letters, digits, dots, dashes, underscores, colons and plus signs.
         type: str
         required: true
       rule:
@@ -82,7 +82,7 @@ options:
     default: []
     suboptions:
       name:
-        description: Names the block; letters, digits and C(. _ : + -).
+        description: Names the block, as O(rules[].name).
         type: str
         required: true
       lines:
