@@ -1,4 +1,4 @@
-"""Runs a node's probes, all at once, and says which rules ate packets meanwhile. Changes nothing.
+"""Runs a node's probes, all at once, and says which rules dropped or rejected packets meanwhile. Changes nothing.
 
 One thread and one epoll serve all probes: a hundred threads would cost a small node several times the CPU of the probes
 themselves. Each protocol is a generator that reads top down and yields where it waits.
@@ -14,18 +14,28 @@ import ssl
 import struct
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from . import echo
-from .model import OUTCOMES, Moved, Observation, Probe, Ruleset
+from . import echo, node
+from .model import OUTCOMES, Moved, Observation, Probe, ProbeResult, Ruleset
 from .parse import dns
+from .parse.iptables import parse_save
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
 EXPECTATIONS = (*OUTCOMES, "blocked")
 _LONGEST_STATUS_LINE = 8192
+
+
+def measure(source_node: str, probes: Sequence[Probe]) -> ProbeResult:
+    """Runs the probes of this node, with its rules counted before and after."""
+    before = rulesets()
+    observations = run_probes(probes)
+    return ProbeResult(node=source_node, observations=observations, moved=moved(before, rulesets()))
 
 
 def run_probes(probes: Sequence[Probe], concurrency: int = CONCURRENCY) -> List[Observation]:
@@ -271,22 +281,34 @@ def _resolved(answer: dns.Answer, timer: Timer) -> Observation:
 
 # --- counters ---------------------------------------------------------------------------------------------------------
 
+_LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+
+
+def rulesets() -> Dict[str, Ruleset]:
+    """The rule sets with their counters, by backend ("nft", "legacy"); one that cannot be read is left out."""
+    found = {}
+    for backend in ("nft", "legacy"):
+        # Without tables there is nothing to read, and iptables-legacy-save would load the kernel's modules to say so.
+        if backend == "legacy" and not (_LEGACY_TABLES.exists() and _LEGACY_TABLES.read_text().strip()):
+            continue
+        with suppress(node.CommandError):
+            found[backend] = parse_save(node.run([f"iptables-{backend}-save", "-c"]))
+    return found
+
 
 def moved(before: Dict[str, Ruleset], after: Dict[str, Ruleset]) -> List[Moved]:
-    """The DROP and REJECT rules and DROP policies whose counters rose, from each backend ("nft", "legacy").
+    """The DROP and REJECT rules and DROP policies whose counters rose, of the backends that were read both times.
 
     A rule is the same one when table, chain and text are, wherever it stands by now; a new one counts from 0.
     """
     rises = []
-    for backend, ruleset in after.items():
-        old = {key: packets for key, _, packets in _blocking(before.get(backend, {}))}
-        for key, index, packets in _blocking(ruleset):
+    for backend in (backend for backend in after if backend in before):
+        old = {key: packets for key, _, packets in _blocking(before[backend])}
+        for key, index, packets in _blocking(after[backend]):
+            table, chain, spec, _ = key
             rise = packets - old.get(key, 0)
             if rise > 0:
-                table, chain, spec, _ = key
-                rises.append(
-                    Moved(backend=backend, table=table, chain=chain, index=index, spec=spec, packets=rise),
-                )
+                rises.append(Moved(backend=backend, table=table, chain=chain, index=index, spec=spec, packets=rise))
     return rises
 
 

@@ -1,0 +1,311 @@
+#!/usr/bin/python
+"""Says what a node, or a pod on it, can reach, and which of its rules dropped packets meanwhile; changes nothing."""
+
+from __future__ import annotations
+
+import platform
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend.plan import met
+from ansible.module_utils.netmend.pods import network_pid
+from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, measure, problem
+
+DOCUMENTATION = r"""
+module: netmend_connectivity
+short_description: Measure what a node or a pod on it can reach
+description:
+  - Runs probes from the node, or from inside the network namespace of a pod on it, all of them at the same time.
+  - Tells a refusal from a reset, silence, an unreachable network and a firewall's prohibition, and names the sender of
+    an ICMP error. Says which rules that drop or reject had more packets afterwards than before, in both iptables
+    backends.
+  - Needs no image and nothing inside the pod, as its sockets are opened in the pod's network namespace.
+  - Changes nothing, and does not fail because something cannot be reached. Assert on RV(met) for that.
+author: netmend
+options:
+  targets:
+    description: What is to be reached. Give either this or O(probes).
+    type: list
+    elements: dict
+    suboptions: &target
+      protocol:
+        description:
+          - V(tcp) completes a handshake. V(udp) sends a datagram and waits for it to come back. V(icmp) pings.
+          - V(http) and V(https) send GET; a status below 500 is V(ok), as the path works whatever the application
+            thinks.
+          - V(dns-udp) and V(dns-tcp) ask the server at O(targets[].address) for the IPv4 address of O(targets[].name).
+          - V(mtu) finds the largest IP packet that passes with DF, by ping. Where larger ones vanish and no ICMP
+            frag-needed comes back, the outcome is V(timeout).
+        type: str
+        choices: [tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu]
+        default: tcp
+      address:
+        description: IPv4 address.
+        type: str
+        required: true
+      port:
+        description: By default 80 for V(http), 443 for V(https), 53 for DNS; needed for V(tcp) and V(udp).
+        type: int
+      name:
+        description: The name to ask DNS for, or the host of HTTP and TLS, which is the address by default.
+        type: str
+      path:
+        description: Path of an HTTP request.
+        type: str
+        default: /
+      verify:
+        description: Whether a certificate that the node's authorities did not sign for the name has the outcome V(tls).
+        type: bool
+        default: true
+      attempts:
+        description:
+          - How many times to try, at once. Each may meet another endpoint of a Service. The outcome is V(ok) only if it
+            is so each time.
+        type: int
+        default: 1
+      timeout:
+        description: Seconds, instead of O(timeout).
+        type: float
+      expect:
+        description: Outcome, instead of O(expect).
+        type: str
+        choices: &expect [ok, refused, reset, timeout, unreachable, prohibited, tls, http, dns, error, blocked]
+  source:
+    description: Where O(targets) are probed from; the node itself, unless something is given here.
+    type: dict
+    suboptions:
+      pod:
+        description: A pod on this node, as C(namespace/name).
+        type: str
+      pid:
+        description: A process in the pod's network namespace.
+        type: int
+  timeout:
+    description: Seconds that one attempt at one of O(targets) may take.
+    type: float
+    default: 2
+  expect:
+    description: The outcome that is expected of O(targets). V(blocked) is V(timeout), V(refused), V(unreachable) or
+      V(prohibited).
+    type: str
+    default: ok
+    choices: *expect
+  probes:
+    description: Probes of one node, as the filter P(netmend_plan#filter) plans them. Give either this or O(targets).
+    type: list
+    elements: dict
+    suboptions:
+      <<: *target
+      id:
+        description: Names the probe in the result.
+        type: str
+        required: true
+      row:
+        description: The matrix's row that the probe belongs to.
+        type: str
+        default: ""
+      source_node:
+        description: The node that the probe starts from, which is to be this one.
+        type: str
+        default: ""
+      source_pod:
+        description: The pod that it starts in, for the reader.
+        type: str
+        default: ""
+      source_pid:
+        description: A process in that pod's network namespace; V(0) for the node itself.
+        type: int
+        default: 0
+      target_node:
+        description: The node that is meant, for the reader.
+        type: str
+        default: ""
+      target_pod:
+        description: The pod that is meant, for the reader.
+        type: str
+        default: ""
+      target_service:
+        description: The Service that is meant, for the reader.
+        type: str
+        default: ""
+attributes:
+  check_mode:
+    description: Measures in check mode too.
+    support: full
+  diff_mode:
+    description: There is nothing to compare.
+    support: none
+requirements:
+  - root on the node, for raw sockets, namespaces and rule sets
+"""
+
+EXAMPLES = r"""
+- name: Ask whether this node reaches the kubelet of another one
+  netmend_connectivity:
+    targets:
+      - address: 10.0.0.111
+        port: 10250
+
+- name: Ask from inside a pod whether names resolve and the shop answers
+  netmend_connectivity:
+    source:
+      pod: keybuzz/keybuzz-api-7d9c5b4f6d-x2x7q
+    targets:
+      - {protocol: dns-udp, address: 10.43.0.10, name: kubernetes.default.svc.cluster.local}
+      - {protocol: http, address: 10.43.17.4, port: 8080, path: /health}
+  register: from_the_pod
+
+- name: Refuse to go on where they do not
+  ansible.builtin.assert:
+    that: from_the_pod.met
+    fail_msg: "{{ from_the_pod.unmet | join('; ') }}"
+
+- name: Prove that etcd cannot be reached from here
+  netmend_connectivity:
+    expect: blocked
+    targets:
+      - {address: 10.0.0.100, port: 2379}
+      - {address: 10.0.0.100, port: 2380}
+"""
+
+RETURN = r"""
+netmend_connectivity:
+  description: What was observed.
+  returned: always
+  type: dict
+  contains:
+    node:
+      description: Where the probes started.
+      type: str
+      sample: k3s-worker-01
+    observations:
+      description:
+        - One for each probe, in their order, with its C(id), C(outcome), and a C(detail) that says more; C(rtt_ms) is the
+          round trip in milliseconds, C(mtu) the size in bytes of the largest IP packet that passed.
+      type: list
+      elements: dict
+      sample:
+        - {id: "tcp 10.0.0.111:10250", outcome: prohibited, detail: icmp admin-prohibited from 10.0.0.111}
+    moved:
+      description:
+        - Rules (and policies, with index 0) that drop or reject, and had more packets afterwards. Other traffic of the
+          node counts as well.
+      type: list
+      elements: dict
+      sample:
+        - {backend: nft, table: filter, chain: FORWARD, index: 3, spec: -j DROP, packets: 2}
+met:
+  description: Whether all outcomes were as expected.
+  returned: always
+  type: bool
+unmet:
+  description: A sentence for each that was not.
+  returned: always
+  type: list
+  elements: str
+  sample: ["tcp 10.0.0.111:10250: expected ok, found timeout (no answer to SYN)"]
+"""
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "dns-udp": 53, "dns-tcp": 53}
+
+
+def argument_spec():
+    expect = {"type": "str", "choices": list(EXPECTATIONS)}
+    target = {
+        "protocol": {"type": "str", "choices": list(PROTOCOLS), "default": "tcp"},
+        "address": {"type": "str", "required": True},
+        "port": {"type": "int"},
+        "name": {"type": "str"},
+        "path": {"type": "str", "default": "/"},
+        "verify": {"type": "bool", "default": True},
+        "attempts": {"type": "int", "default": 1},
+        "timeout": {"type": "float"},
+        "expect": expect,
+    }
+    probe = {
+        **target,
+        "id": {"type": "str", "required": True},
+        "source_pid": {"type": "int", "default": 0},
+        **{
+            name: {"type": "str", "default": ""}
+            for name in ("row", "source_node", "source_pod", "target_node", "target_pod", "target_service")
+        },
+    }
+    return {
+        "targets": {"type": "list", "elements": "dict", "options": target},
+        "source": {"type": "dict", "options": {"pod": {"type": "str"}, "pid": {"type": "int"}}},
+        "timeout": {"type": "float", "default": 2.0},
+        "expect": {**expect, "default": "ok"},
+        "probes": {"type": "list", "elements": "dict", "options": probe},
+    }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=argument_spec(),
+        mutually_exclusive=[("probes", "targets"), ("probes", "source")],
+        required_one_of=[("probes", "targets")],
+        supports_check_mode=True,
+    )
+    try:
+        probes = declared(module.params) if module.params["probes"] is None else module.params["probes"]
+        probes = [completed(probe, module.params) for probe in probes]
+        refuse_wrong("targets" if module.params["probes"] is None else "probes", probes)
+        node = source_node(probes)
+    except LookupError as error:
+        module.fail_json(msg=f"source.pod: {error}")
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    result = measure(node, probes)
+    unmet = [
+        f"{probe['id']}: expected {probe['expect']}, found {seen['outcome']} ({seen['detail']})"
+        for probe, seen in zip(probes, result["observations"])
+        if not met(probe, seen)
+    ]
+    module.exit_json(changed=False, netmend_connectivity=result, met=not unmet, unmet=unmet)
+
+
+def declared(params):
+    """The targets as probes. LookupError where the source is no pod of this node."""
+    source = params["source"] or {}
+    if source.get("pod") and source.get("pid"):
+        raise ValueError("source: give pod or pid, not both")
+    pid = network_pid(source["pod"]) if source.get("pod") else source.get("pid") or 0
+    probes = []
+    for target in params["targets"]:
+        port = target["port"] or DEFAULT_PORTS.get(target["protocol"], 0)
+        probes.append({**target, "id": title(target, port), "port": port, "source_pid": pid})
+    return probes
+
+
+def title(target, port):
+    """How a result names a target: "http 10.43.17.4:8080/health shop.example"."""
+    place = f"{target['address']}:{port}" if port else target["address"]
+    path = target["path"] if target["protocol"] in ("http", "https") else ""
+    return " ".join(part for part in (target["protocol"], place + path, target["name"]) if part)
+
+
+def completed(probe, params):
+    given = {name: value for name, value in probe.items() if value is not None}
+    return {"timeout": params["timeout"], "expect": params["expect"], **given}
+
+
+def refuse_wrong(option, probes):
+    """ValueError that names the first item that is wrong."""
+    seen = set()
+    for index, probe in enumerate(probes):
+        wrong = problem(probe) or (f"id {probe['id']!r} is there already" if probe["id"] in seen else "")
+        if wrong:
+            raise ValueError(f"{option}[{index}]: {wrong}")
+        seen.add(probe["id"])
+
+
+def source_node(probes):
+    """The node that all probes start from; this machine where they name none. ValueError where they name several."""
+    nodes = sorted({probe["source_node"] for probe in probes if probe.get("source_node")})
+    if len(nodes) > 1:
+        raise ValueError(f"probes: one call runs those of one node, but these are of {', '.join(nodes)}")
+    return nodes[0] if nodes else platform.node()
+
+
+if __name__ == "__main__":
+    main()
