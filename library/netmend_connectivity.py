@@ -179,7 +179,7 @@ netmend_connectivity:
       sample: k3s-worker-01
     observations:
       description:
-        - One for each probe, in their order, with its C(id), C(outcome), and a C(detail) that says more; C(rtt_ms) is the
+        - One for each probe, in their order, with C(id), C(outcome), and a C(detail) that says more. C(rtt_ms) is the
           round trip in milliseconds, C(mtu) the size in bytes of the largest IP packet that passed.
       type: list
       elements: dict
