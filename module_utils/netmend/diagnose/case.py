@@ -1,0 +1,231 @@
+"""One run, indexed for the questions that diagnosis asks of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
+
+from .. import plan
+from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Ruleset, Run, Service
+
+# Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
+# how many ICMP errors it sends to one address.
+DROPPED = frozenset(["timeout"])
+BLOCKED = frozenset(["timeout", "refused", "reset", "unreachable", "prohibited"])
+MISSING = "missing"  # planned, but nothing came back
+
+KUBE_CHAIN = "KUBE-"
+
+
+class Endpoint(NamedTuple):
+    """What a probe may end at. A Service has several."""
+
+    node: str
+    address: str
+    port: int
+    pod: bool  # False: it lives in the host's network namespace
+    overlay: bool  # its address is one of the overlay's: a pod's, or the one that the node has there
+
+
+class Case:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.nodes: Dict[str, NodeFacts] = run["nodes"]
+        self.cluster = run["cluster"]
+        self.members: Dict[str, Node] = {node["name"]: node for node in self.cluster["nodes"]}
+        self.outcomes: Dict[str, str] = {
+            observation["id"]: observation["outcome"]
+            for result in run["results"].values()
+            for observation in result["observations"]
+        }
+        self.pods: Dict[str, Pod] = {f"{pod['namespace']}/{pod['name']}": pod for pod in self.cluster["pods"]}
+        self._pods_by_ip = {pod["ip"]: pod for pod in self.cluster["pods"] if pod["ip"] and not pod["host_network"]}
+        self._nodes_by_ip = {node["internal_ip"]: name for name, node in self.members.items() if node["internal_ip"]}
+        self._services = {
+            (service["cluster_ip"], port["port"]): (service, port)
+            for service in self.cluster["services"]
+            for port in service["ports"]
+        }
+        self._node_ports = {
+            port["nodePort"]: (service, port)
+            for service in self.cluster["services"]
+            for port in service["ports"]
+            if port.get("nodePort")
+        }
+        self._networks: Dict[str, List[Tuple[ipaddress.IPv4Network, str]]] = {}
+
+    # --- probes ---
+
+    def outcome(self, probe: Probe) -> str:
+        return self.outcomes.get(probe["id"], MISSING)
+
+    def met(self, probe: Probe) -> bool:
+        """Whether the probe came out as expected."""
+        return plan.met(probe, Observation(outcome=self.outcome(probe)))
+
+    @property
+    def failed(self) -> List[Probe]:
+        return [probe for probe in self.run["probes"] if not self.met(probe)]
+
+    def tally(self, probes: Iterable[Probe]) -> str:
+        """ "3 of 4" that came out as expected."""
+        met = [self.met(probe) for probe in probes]
+        return f"{sum(met)} of {len(met)}"
+
+    def pings(self, *pair: str) -> List[Probe]:
+        """Pings between two nodes, or of one node with all others."""
+        return [
+            probe
+            for probe in self.run["probes"]
+            if probe["row"] == "host-host"
+            and probe["protocol"] == "icmp"
+            and probe["source_node"] != probe["target_node"]
+            and set(pair) <= {probe["source_node"], probe["target_node"]}
+        ]
+
+    def counted(self, node: str, backend: str, table: str, chain: str, number: int) -> int:
+        """How many packets a rule took while the node was probing."""
+        result = self.run["results"].get(node)
+        return sum(
+            moved["packets"]
+            for moved in (result["moved"] if result else [])
+            if (moved["backend"], moved["table"], moved["chain"], moved["index"]) == (backend, table, chain, number)
+        )
+
+    # --- the cluster ---
+
+    def endpoints(self, probe: Probe) -> List[Endpoint]:
+        """All that the probe may end at."""
+        address, port = probe.get("address", ""), probe.get("port", 0)
+        if (address, port) in self._services:
+            return self._behind(*self._services[address, port])
+        if address in self._nodes_by_ip and port in self._node_ports:
+            return self._behind(*self._node_ports[port])
+        if address in self._pods_by_ip:
+            return [Endpoint(self._pods_by_ip[address]["node"], address, port, pod=True, overlay=True)]
+        node = probe.get("target_node") or self._nodes_by_ip.get(address, "")
+        known = node in self.members
+        return [Endpoint(node, address, port, pod=False, overlay=address not in self._nodes_by_ip)] if known else []
+
+    def by_service(self, probe: Probe) -> bool:
+        """Whether the probe asks a ClusterIP."""
+        return (probe.get("address", ""), probe.get("port", 0)) in self._services
+
+    def by_node_port(self, probe: Probe) -> bool:
+        return probe.get("address", "") in self._nodes_by_ip and probe.get("port", 0) in self._node_ports
+
+    def _behind(self, service: Service, port: Dict[str, Any]) -> List[Endpoint]:
+        numbers = {port.get("targetPort"), port["port"]}
+        behind = [each for each in service["endpoints"] if each["ready"]]
+        matching = [each for each in behind if each["port"] in numbers] or behind
+        return [
+            # The API server's own endpoints name no node.
+            Endpoint(node, each["ip"], each["port"], pod=not of_host, overlay=not of_host)
+            for each in matching
+            for of_host in [each["ip"] in self._nodes_by_ip]
+            for node in [each["node"] or self._nodes_by_ip.get(each["ip"], "")]
+            if node in self.members
+        ]
+
+    def peers(self, node: str) -> List[str]:
+        return [name for name in self.members if name != node]
+
+    def internal_ip(self, node: str) -> str:
+        return self.members[node]["internal_ip"] if node in self.members else ""
+
+    def pods_on(self, node: str) -> List[Pod]:
+        return [pod for pod in self._pods_by_ip.values() if pod["node"] == node]
+
+    def pod_address(self, node: str) -> str:
+        """Of a pod there, else one that a pod there could have; "" where nothing is known."""
+        network = _network(self.members[node]["pod_cidr"]) if node in self.members else None
+        return next((pod["ip"] for pod in self.pods_on(node)), str(network[2]) if network else "")
+
+    # --- a node ---
+
+    def interface(self, node: str, name: str) -> Optional[Interface]:
+        return next((each for each in self.nodes[node]["interfaces"] if each["name"] == name), None)
+
+    def kind(self, node: str, device: str) -> str:
+        interface = self.interface(node, device)
+        return interface["kind"] if interface else ""
+
+    def device(self, node: str, address: str) -> str:
+        """The interface by which the node's main table reaches the address; "" for none."""
+        if node not in self._networks:
+            routes = [
+                (network, route["device"])
+                for route in self.nodes[node]["routes"]
+                if route["table"] == "main" and route["type"] == "unicast"
+                for network in [_network(route["destination"])]
+                if network
+            ]
+            self._networks[node] = sorted(routes, key=lambda route: -route[0].prefixlen)
+        wanted = ipaddress.ip_address(address)
+        return next((device for network, device in self._networks[node] if wanted in network), "")
+
+    def tunnel_address(self, node: str, device: str) -> str:
+        """The address that the node itself has in the overlay; its internal one where it has none."""
+        interface = self.interface(node, device) if node in self.nodes else None
+        for address in interface["addresses"] if interface else []:
+            if ":" not in address:
+                return address.partition("/")[0]
+        return self.internal_ip(node)
+
+    def underlay_address(self, node: str) -> str:
+        """The address that the node's tunnels have: what Flannel announced, else the internal one."""
+        announced = self.members[node]["annotations"].get("flannel.alpha.coreos.com/public-ip")
+        return announced or self.internal_ip(node)
+
+    def rulesets(self, node: str) -> Dict[str, Ruleset]:
+        iptables = self.nodes[node]["iptables"]
+        return {"nft": iptables["nft"], "legacy": iptables["legacy"]}
+
+    def backend(self, node: str) -> str:
+        """The rule set that Kubernetes writes to: what is not decided by it, is decided by somebody else."""
+
+        def kube_chains(ruleset: Ruleset) -> int:
+            return sum(chain.startswith(KUBE_CHAIN) for table in ruleset.values() for chain in table)
+
+        counts = {name: kube_chains(ruleset) for name, ruleset in self.rulesets(node).items()}
+        if counts["nft"] == counts["legacy"]:
+            return self.nodes[node]["iptables"]["backend"] or "nft"
+        return max(counts, key=lambda name: counts[name])
+
+    def ruleset(self, node: str) -> Ruleset:
+        """The one that Kubernetes writes to."""
+        return self.rulesets(node)[self.backend(node)]
+
+    def bridge(self, node: str) -> Optional[Interface]:
+        """The bridge that the node's pods hang on. Calico has none."""
+        cidr = _network(self.members[node]["pod_cidr"]) if node in self.members else None
+        for interface in self.nodes[node]["interfaces"]:
+            addresses = [ipaddress.ip_interface(address).ip for address in interface["addresses"]]
+            if interface["kind"] == "bridge" and cidr and any(address in cidr for address in addresses):
+                return interface
+        return None
+
+
+def ids(probes: Iterable[Probe]) -> FrozenSet[str]:
+    return frozenset(probe["id"] for probe in probes)
+
+
+def nodes_of(places: Iterable[str]) -> Set[str]:
+    """The nodes in "a" and "a>b"."""
+    return {node for place in places for node in place.split(">")}
+
+
+def contains(network: str, other: str) -> bool:
+    """Whether all of the other network lies in this one."""
+    outer, inner = _network(network), _network(other)
+    return outer is not None and inner is not None and inner.subnet_of(outer)
+
+
+@lru_cache(maxsize=65536)
+def _network(cidr: str) -> Optional[ipaddress.IPv4Network]:
+    """None for what is not IPv4."""
+    try:
+        return ipaddress.IPv4Network("0.0.0.0/0" if cidr == "default" else cidr, strict=False)
+    except ValueError:
+        return None
