@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,20 +107,26 @@ def _inventory(arguments: argparse.Namespace) -> None:
     print(machines.state(machines.recall(arguments.name).name) / "inventory.yml")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    return _enter(arguments, outside=False)
+def _run(arguments: argparse.Namespace) -> None:
+    _enter(arguments, outside=False)
 
 
-def _outside(arguments: argparse.Namespace) -> int:
-    return _enter(arguments, outside=True)
+def _outside(arguments: argparse.Namespace) -> None:
+    _enter(arguments, outside=True)
 
 
-def _enter(arguments: argparse.Namespace, *, outside: bool) -> int:
+def _enter(arguments: argparse.Namespace, *, outside: bool) -> None:
     lab = machines.recall(arguments.name)
     if not arguments.command:
         raise machines.MachineError("nothing to run: put the command behind --")
-    argv = network.inside(lab.name, *arguments.command, outside=outside)
-    return subprocess.run(argv, env={**os.environ, "NETMEND_LAB": lab.name}, check=False).returncode
+    os.environ["NETMEND_LAB"] = lab.name
+    _become(network.inside(lab.name, *arguments.command, outside=outside))
+
+
+def _become(argv: Sequence[str]) -> None:
+    """The command in this process's place: signals and the exit code are its own."""
+    sys.stdout.flush()
+    os.execvp(argv[0], argv)
 
 
 def _fabric(arguments: argparse.Namespace) -> None:

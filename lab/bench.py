@@ -28,8 +28,10 @@ def memory(lab: Lab) -> dict[str, tuple[int, int, int]]:
     """MiB by machine: what its processes use, what its process takes of the host, what it was given."""
     found = {}
     for machine in lab.machines:
-        used = subprocess.run(
-            machines.ssh(lab.name, machine, "free --mebi"), capture_output=True, text=True, check=True
-        ).stdout.splitlines()[1].split()[2]
+        used = (
+            subprocess.run(machines.ssh(lab.name, machine, "free --mebi"), capture_output=True, text=True, check=True)
+            .stdout.splitlines()[1]
+            .split()[2]
+        )
         found[machine.name] = (int(used), 0, machine.memory)
     return found

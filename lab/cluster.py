@@ -8,13 +8,22 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from textwrap import indent
 
 from . import build, cache, fabric, host, machines, network, seed, spec
 from .spec import Lab, Machine
 
 READY_WITHIN = 240  # seconds from SSH
+SSH_FAILED = 255
 # Beside the machines' own: the host's kernel and what runs in the lab's network from outside (Ansible).
 SPARE_MEMORY = 512 << 20
+
+ROLLED_OUT = f"""
+k3s kubectl get daemonset,deployment -A --no-headers -o custom-columns=:.metadata.namespace,:.kind,:.metadata.name |
+while read -r namespace kind name; do
+    k3s kubectl rollout status --namespace "$namespace" "$kind/$name" --timeout={READY_WITHIN}s
+done
+"""
 
 Progress = Callable[[str], None]
 
@@ -57,9 +66,11 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
     if plain:
         return took
     first = lab.machines[0]
-    _must(lab, first, "systemctl start k3s.service")
+    _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
-    _wait_for_nodes(lab)
+    nodes = " ".join(f"node/{machine.name}" for machine in lab.machines)
+    for condition in ("create", "condition=Ready"):
+        _k3s(lab, first, f"k3s kubectl wait --for={condition} {nodes} --timeout={READY_WITHIN}s")
     reached("ready", "all nodes are Ready")
     if lab.apps:
         apply(lab)
@@ -70,18 +81,11 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
     return took
 
 
-def _wait_for_nodes(lab: Lab) -> None:
-    names = " ".join(f"node/{machine.name}" for machine in lab.machines)
-    for condition in ("create", "condition=Ready"):
-        _must(lab, lab.machines[0], f"k3s kubectl wait --for={condition} {names} --timeout={READY_WITHIN}s")
-
-
 def apply(lab: Lab) -> None:
-    """Apply the lab's manifests and wait until every DaemonSet in them has its pods on all nodes."""
+    """Apply the lab's manifests and wait until everything that runs pods has all of them."""
     for app in lab.apps:
         _must(lab, lab.machines[0], "k3s kubectl apply -f -", text=app.read_text())
-    wait = f"k3s kubectl rollout status daemonset --namespace default --timeout={READY_WITHIN}s"
-    _must(lab, lab.machines[0], f"for app in $(k3s kubectl get daemonset -o name); do {wait} $app || exit; done")
+    _must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
 
 
 def put_in(lab: Lab, name: str) -> None:
@@ -106,28 +110,31 @@ def fault_nodes(lab: Lab, where: str) -> list[Machine]:
     return {"all": list(lab.machines), "servers": list(lab.servers), "agents": agents, "one": agents[-1:]}[where]
 
 
-def _must(lab: Lab, machine: Machine, command: str, text: str = "") -> str:
-    """Run a command on a machine; ClusterError with what it said, or the end of K3s's journal, when it fails."""
+def _k3s(lab: Lab, server: Machine, command: str) -> None:
+    """_must, for what waits on K3s: the message has the end of its journal on the first node that failure names."""
+    try:
+        _must(lab, server, command)
+    except ClusterError as problem:
+        machine = next((machine for machine in lab.machines if f"nodes/{machine.name}" in str(problem)), server)
+        unit = seed.UNITS[machine.role]
+        argv = machines.ssh(lab.name, machine, f"journalctl --no-pager --output=cat --lines=15 --unit={unit}")
+        journal = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+        raise ClusterError(
+            f"{problem}; the end of {unit}'s journal on {machine.name}:\n{indent(journal, '    ')}"
+        ) from None
+
+
+def _must(lab: Lab, machine: Machine, command: str, text: str = "") -> None:
+    """Run a command on a machine; ClusterError with what it said when it fails."""
     argv = machines.ssh(lab.name, machine, command)
     try:
-        done = subprocess.run(
-            argv, input=text, capture_output=True, text=True, check=False, timeout=READY_WITHIN + 30
-        )  # fmt: skip
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=READY_WITHIN + 30)
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{machine.name}: `{command}` did not end{_journal(lab, machine)}") from None
-    if done.returncode == 255:
+        raise ClusterError(f"{machine.name}: `{command}` did not end") from None
+    if done.returncode == SSH_FAILED:
         raise machines.MachineError(f"{machine.name} is gone{machines.last_words(lab.name, machine.name)}")
     if done.returncode:
-        said = f"{done.stdout}{done.stderr}".strip()
-        raise ClusterError(f"{machine.name}: `{command}` failed: {said}{_journal(lab, machine)}")
-    return done.stdout
-
-
-def _journal(lab: Lab, machine: Machine) -> str:
-    unit = seed.UNITS[machine.role]
-    argv = machines.ssh(lab.name, machine, f"journalctl --no-pager --output=cat --lines=15 --unit={unit}")
-    with_log = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
-    return f"\nthe end of {unit}'s journal:\n" + "\n".join(f"    {line}" for line in with_log.stdout.splitlines())
+        raise ClusterError(f"{machine.name}: `{command}` failed: {done.stdout}{done.stderr}".rstrip())
 
 
 @contextmanager
