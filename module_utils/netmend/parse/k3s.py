@@ -114,7 +114,7 @@ def parse_config(text: str, name: str) -> List[Tuple[str, Any]]:
     Scalars are bool, int, str or None, as YAML 1.1 has them; fractions stay strings.
     """
     pairs: List[Tuple[str, Any]] = []
-    indent = None  # of the block list that is being read
+    indent: Optional[int] = None  # of the block list that is being read; -1: one may begin; None: none may
     for number, line in enumerate(re.split(r"\r?\n", text), 1):
         if _IGNORED.match(line) or (_START.match(line) and not pairs):
             continue
@@ -125,8 +125,9 @@ def parse_config(text: str, name: str) -> List[Tuple[str, Any]]:
             if item and pairs:
                 indent = _append(pairs, item[2] or "", len(item[1]), indent)
             elif pair and pair[2] not in _WORDS:
-                pairs.append((pair[2], _value(pair[3] or "")))
-                indent = None
+                rest = pair[3] or ""
+                pairs.append((pair[2], _value(rest)))
+                indent = -1 if _IGNORED.match(rest) else None
             else:
                 raise ValueError("neither a key nor an item of a list")
         except ValueError as error:
@@ -254,7 +255,7 @@ def containerd_cni(config_toml: str) -> Tuple[str, List[str]]:
 def _append(pairs: List[Tuple[str, Any]], item: str, depth: int, indent: Optional[int]) -> int:
     """Puts an item of a block list to its key, and returns the list's depth."""
     key, value = pairs[-1]
-    if indent is None and value is None:
+    if indent == -1:
         value, indent = [], depth
     if depth != indent:
         raise ValueError("an item that belongs to no list")

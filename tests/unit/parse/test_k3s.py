@@ -95,6 +95,7 @@ def test_what_is_accepted_is_read_as_pyyaml_reads_it() -> None:
         "a: 'b' c",
         "a:\tb",
         "a: b\n---\na: c",
+        "a: ~\n- b",
     ],
 )
 def test_more_than_k3s_needs_is_refused_without_quoting_it(line: str) -> None:
