@@ -96,11 +96,9 @@ def _status(arguments: argparse.Namespace) -> int:
     return cluster.show(machines.recall(arguments.name))
 
 
-def _ssh(arguments: argparse.Namespace) -> int:
+def _ssh(arguments: argparse.Namespace) -> None:
     lab = machines.recall(arguments.lab)
-    return subprocess.run(
-        machines.ssh(lab.name, lab.machine(arguments.node), *arguments.command), check=False
-    ).returncode
+    _become(machines.ssh(lab.name, lab.machine(arguments.node), *arguments.command))
 
 
 def _inventory(arguments: argparse.Namespace) -> None:
