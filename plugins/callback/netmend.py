@@ -24,6 +24,7 @@ DOCUMENTATION = """
 
 VERDICT = "Verdict"
 EXIT_ERROR = 1
+QUIET = ("assert", "debug", "fail", "meta", "netmend_report", "set_fact")
 
 
 class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
@@ -54,7 +55,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
             super().v2_playbook_on_include(included_file)
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
-        if self._display.verbosity or task.action.rpartition(".")[2] in ("debug", "set_fact", "assert", "meta"):
+        if self._display.verbosity or task.action.rpartition(".")[2] in QUIET:
             return
         self._announce(task)
 
@@ -98,7 +99,8 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
         else:
             self._announce(result.task)
             message = str(result.result.get("msg", "")).strip()
-            self._display.display(f"            unreachable: {self.host_label(result)}: {message}", color=C.COLOR_UNREACHABLE)
+            text = f"            unreachable: {self.host_label(result)}: {message}"
+            self._display.display(text, color=C.COLOR_UNREACHABLE)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         super().v2_playbook_on_stats(stats)

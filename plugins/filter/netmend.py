@@ -12,9 +12,10 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import plan, report, ufw  # noqa: E402
+from ansible.module_utils.netmend import plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
+from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
 
 Hosts = Iterable[Mapping[str, Any]]
 
@@ -38,8 +39,9 @@ def netmend_facts(hosts: Hosts) -> dict[str, Any]:
         elif answer.get("msg"):
             refusals.append(f"{name}: {answer['msg']}")
     if not clusters:
-        raise AnsibleFilterError("No server's API gave the cluster's state. " + ("; ".join(refusals) or "No server could be reached."))
-    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(clusters[0], list(nodes.values()))}
+        said = "; ".join(refusals) or "No server could be reached."
+        raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")
+    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(clusters[0], nodes)}
 
 
 def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ class FilterModule:
             "netmend_findings_text": report.findings_text,
             "netmend_report": netmend_report,
             "netmend_text": report.text,
-            "netmend_ufw_rules": ufw.required_rules,
+            "netmend_ufw_rules": required_rules,
         }
 
 
