@@ -1,0 +1,109 @@
+# Everything a person runs. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+LAB := $(BIN)/python -m lab
+LAB_FILE ?= default
+NAME ?= default
+SCENARIO ?= default
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120
+SHELL_SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh( |$$)')
+START := $(shell date +%s)
+say = @printf '\n== %s (after %s s)\n' $(1) $$(( $$(date +%s) - $(START) ))
+
+.PHONY: help
+help: ## List what there is
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "LAB_FILE=, NAME=, NODE= and SCENARIO= choose a lab's file, a lab, one of its nodes and a Molecule scenario."
+
+.PHONY: demo
+demo: .venv ## Break a small cluster as the operators' was, find the cause, mend it, prove it
+	$(LAB) demo
+
+.PHONY: test
+test: lint unit faults ## Run all tests: lint, unit, faults on real machines
+
+.PHONY: lint
+lint: .venv ## Check style, types, playbooks, YAML and shell scripts
+	$(call say,"lint")
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint --offline
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+
+.PHONY: unit
+unit: .venv ## Run the tests that need no lab
+	$(call say,"unit tests")
+	$(BIN)/pytest -q -n auto tests/unit
+
+.PHONY: faults
+faults: .venv ## Put each fault into a lab, find it, mend it
+	$(call say,"faults on real machines")
+	$(BIN)/pytest -v tests/faults
+
+.PHONY: molecule
+molecule: .venv ## Run one Molecule scenario, SCENARIO=ufw
+	$(BIN)/molecule test --scenario-name $(SCENARIO)
+
+.PHONY: lab-build
+lab-build: .venv ## Build what labs are made of, once
+	$(LAB) build
+
+.PHONY: lab-up
+lab-up: .venv ## Start a lab and wait until its nodes are Ready, LAB_FILE=ha
+	$(LAB) up $(LAB_FILE)
+
+.PHONY: lab-down
+lab-down: .venv ## End a lab, NAME=default
+	$(LAB) down $(NAME)
+
+.PHONY: lab-status
+lab-status: .venv ## Show a lab's machines, nodes and faults
+	$(LAB) status $(NAME)
+
+.PHONY: lab-ssh
+lab-ssh: .venv ## Open a shell on a node, NODE=k3s-worker-01
+	$(LAB) ssh $(or $(NODE),k3s-master-01) --lab $(NAME)
+
+.PHONY: lab-bench
+lab-bench: .venv ## Measure a lab's start and its machines' memory
+	$(LAB) bench $(LAB_FILE)
+
+.PHONY: requirements
+requirements: .venv ## Pin requirements.in anew, with hashes
+	CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/pip-compile --upgrade --generate-hashes --allow-unsafe \
+		--strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--output-file requirements.txt requirements.in
+
+.PHONY: clean
+clean: ## Remove the virtual environment, reports and the tools' caches; built artifacts stay
+	rm -rf .venv reports .pytest_cache .mypy_cache .ruff_cache .ansible .cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-lab
+clean-lab: .venv ## End the lab and remove everything built for it
+	$(LAB) down $(NAME)
+	rm -rf "$${NETMEND_CACHE:-$$HOME/.cache/netmend}"
+
+# A stamp, as the directory is there from the first second on and the packages only at the end.
+.PHONY: .venv
+.venv: .venv/complete
+
+.venv/complete: requirements.txt
+	$(call say,"virtual environment (once: about a minute)")
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11: say which to take by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "installing python3-venv"; $(APT) update >/dev/null; $(APT) install -y --no-install-recommends python3-venv; }
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	@touch $@
