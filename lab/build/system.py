@@ -22,6 +22,7 @@ BASE = [
 ]
 NETWORK = ["iproute2", "iptables", "nftables", "ufw", "conntrack", "ipset", "iputils-ping", "ethtool", "tcpdump"]
 EMBEDDED_IN_K3S = ["containerd", "runc", "containernetworking-plugins", "etcd-server", "etcd-client", "openssl"]
+OF_THE_STAND_IN = ["python3-yaml"]
 NOT_UNPACKED = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"]
 
 
@@ -35,7 +36,7 @@ def build(steps: Steps, out: Path) -> None:
         "--variant=minbase",
         "--format=tar",
         f"--keyring={apt.keyring()}",
-        f"--include={','.join(BASE + NETWORK + EMBEDDED_IN_K3S)}",
+        f"--include={','.join(BASE + NETWORK + EMBEDDED_IN_K3S + OF_THE_STAND_IN)}",
         '--aptopt=APT::Sandbox::User "root"',
         "--aptopt=Acquire::Retries 3",
         "--dpkgopt=force-unsafe-io",
