@@ -14,7 +14,7 @@ class Judgement(TypedDict):
 
     matrix: Matrix
     findings: List[Finding]
-    remedies: Dict[str, Dict[str, Dict[str, Any]]]  # role -> node -> the role's further variables there
+    remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
     score: float  # percent of the matrix's probes that met their expectation
     healthy: bool  # nothing found, and every probe as expected
 
@@ -38,14 +38,19 @@ class Report(TypedDict):
     changes: List[Change]
 
 
-def judge(matrix: Matrix, findings: List[Finding]) -> Judgement:
-    """A measurement's matrix and findings -> what they ask for."""
+def judge(matrix: Matrix, findings: List[Finding], remove_foreign_rules: bool = False) -> Judgement:
+    """A measurement's matrix and findings -> what they ask for.
+
+    Rules that are not netmend's are taken away only where a role says that nobody can mean them, or with the
+    operator's consent, which ``remove_foreign_rules`` is.
+    """
     remedies: Dict[str, Dict[str, Dict[str, Any]]] = {}
     for finding in findings:
         remedy = finding["remedy"]
-        if remedy.get("role"):
-            for node in remedy.get("nodes", []):
-                _merge(remedies.setdefault(remedy["role"], {}).setdefault(node, {}), remedy.get("vars", {}))
+        consented = remove_foreign_rules and "iptables_forward_remove_rules" in remedy.get("vars", {})
+        role = remedy.get("role") or ("iptables_forward" if consented else "")
+        for node in remedy.get("nodes", []) if role else []:
+            _merge(remedies.setdefault(node, {}).setdefault(role, {}), remedy.get("vars", {}))
     score = 100.0 * matrix["ok"] / matrix["total"] if matrix["total"] else 0.0
     healthy = not findings and matrix["ok"] == matrix["total"]
     return {"matrix": matrix, "findings": findings, "remedies": remedies, "score": round(score, 1), "healthy": healthy}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 import ansible.module_utils
 
@@ -16,6 +16,8 @@ from ansible.module_utils.netmend import plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
+
+ROLES = ("ufw", "iptables_forward", "kube_proxy_resync")
 
 Hosts = Iterable[Mapping[str, Any]]
 
@@ -49,7 +51,9 @@ def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(probe) for probe in plan.plan_matrix(facts["nodes"], facts["cluster"])]
 
 
-def netmend_diagnose(facts: Mapping[str, Any], probes: list[Any], hosts: Hosts) -> dict[str, Any]:
+def netmend_diagnose(
+    facts: Mapping[str, Any], probes: list[Any], hosts: Hosts, remove_foreign_rules: bool = False
+) -> dict[str, Any]:
     """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy"}."""
     results = {}
     for host in hosts:
@@ -59,15 +63,24 @@ def netmend_diagnose(facts: Mapping[str, Any], probes: list[Any], hosts: Hosts) 
     probes = _plain(probes)
     findings = diagnose({**_plain(facts), "probes": probes, "results": results})
     matrix = plan.summarise(probes, results)
-    return report.judge(matrix, findings)
+    return report.judge(matrix, findings, remove_foreign_rules)
 
 
 def netmend_report(hosts: Hosts, time: str) -> dict[str, Any]:
     """The hosts' variables after a run -> the whole report."""
     hosts = list(hosts)
     measured = next(host for host in hosts if "netmend_now" in host)
-    changes = [_plain(change) for host in hosts for change in host.get("netmend_changes", [])]
+    changes = [change for host in hosts for change in _changes(host)]
     return report.report(_plain(measured["netmend_now"]), _plain(measured.get("netmend_before")), changes, time)
+
+
+def _changes(host: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each role left as ROLE_result, on one host, where it changed something."""
+    for role in ROLES:
+        result = _plain(host.get(f"{role}_result", {}))
+        if result.get("changed"):
+            diff = result.get("diff", [])
+            yield {"node": host["inventory_hostname"], "role": role, "diff": diff if isinstance(diff, list) else [diff]}
 
 
 class FilterModule:
