@@ -99,11 +99,13 @@ clean-lab: .venv ## End the lab and remove everything built for it
 .venv: .venv/complete
 
 .venv/complete: requirements.txt
-	$(call say,"virtual environment (once: about a minute)")
+	$(call say,"virtual environment (once; some minutes where downloads are slow)")
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11: say which to take by PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "installing python3-venv"; $(APT) update >/dev/null; $(APT) install -y --no-install-recommends python3-venv; }
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	@$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement requirements.txt | \
+		awk -v all="$$(grep -c == requirements.txt)" \
+			'/^Collecting/ && ++n % 10 == 0 {print "   " n " of " all " packages"} /^Installing/ {print "   installing"} {fflush()}'
 	@touch $@
