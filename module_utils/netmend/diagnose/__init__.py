@@ -33,7 +33,10 @@ def _merged(found: Iterable[Tuple[Fault, Suspicion]]) -> List[Finding]:
     for fault, suspicion in found:
         remedy = {key: value for key, value in suspicion.remedy.items() if key != "nodes"}
         groups.setdefault((fault.name, json.dumps(remedy, sort_keys=True)), []).append((fault, suspicion))
-    return [_finding(group[0][0], [suspicion for _, suspicion in group]) for group in groups.values()]
+    return [
+        _finding(group[0][0], sorted((suspicion for _, suspicion in group), key=lambda each: each.where))
+        for group in groups.values()
+    ]
 
 
 def _finding(fault: Fault, suspicions: List[Suspicion]) -> Finding:

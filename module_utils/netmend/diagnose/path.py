@@ -152,6 +152,7 @@ class Paths:
             return
         packet = packet._replace(interface_in=arrives, interface_out=leaves, bridged=bridged)
         yield Passage(node, "FORWARD", "pod", peer, packet)
+        yield Passage(node, "FORWARD", "pod", peer, _answer(packet))
 
     def _input(self, node: str, peer: str, packet: Packet) -> Iterator[Passage]:
         if node in self.case.nodes and packet.source:
@@ -182,6 +183,21 @@ class Paths:
                 for passage in self.passages(probe)
             }
         return self._proven
+
+
+def _answer(packet: Packet) -> Packet:
+    """As FORWARD sees it: addresses are translated back before and after."""
+    return packet._replace(
+        source=packet.destination,
+        destination=packet.source,
+        sport=packet.dport,
+        dport=packet.sport,
+        interface_in=packet.interface_out,
+        interface_out=packet.interface_in,
+        states=("ESTABLISHED", *packet.states[1:]),
+        mark=0,
+        icmp_type="0",
+    )
 
 
 _LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}

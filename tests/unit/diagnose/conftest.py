@@ -1,0 +1,170 @@
+"""Runs made of what real machines showed, to put faults into."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from ansible.module_utils.netmend.parse import cluster, ip, proc, ufw
+from ansible.module_utils.netmend.parse.iptables import parse_rule, parse_save
+from ansible.module_utils.netmend.plan import plan_matrix
+
+STATES = ("flannel", "flannel-ufw-blocks", "both-overlays", "swapped-leftovers", "swapped-clean")
+NODES = ("server0", "agent0", "agent1")
+
+
+class Bench:
+    """A run, and the ways to break it. Every probe passes until it is said to fail."""
+
+    def __init__(self, directory):
+        self.members = [cluster.node(item) for item in _items(directory, "nodes")]
+        self.pods = [cluster.pod(item) for item in _items(directory, "pods")]
+        self.run = {
+            "expected_nodes": list(NODES),
+            "nodes": {node: _facts(directory / node, node, self.pods) for node in NODES},
+            "cluster": {
+                "version": "v1.36.3+k3s1",
+                "api": {"livez": "ok", "readyz": "ok", "etcd": "ok", "server": "https://10.0.0.100:6443"},
+                "cluster_cidr": "10.42.0.0/16",
+                "service_cidr": "10.43.0.0/16",
+                "dns_ip": "",
+                "nodes": self.members,
+                "pods": self.pods,
+                "services": cluster.services(_items(directory, "services"), _items(directory, "endpointslices")),
+                "network_policies": [],
+                **{key: [] for key in ("ingresses", "ingress_classes", "daemonsets", "errors")},
+                "calico": {},
+            },
+        }
+        self.plan()
+
+    def plan(self):
+        """Plans the matrix, and lets every probe pass."""
+        self.run["probes"] = plan_matrix(self.run["nodes"], self.run["cluster"])
+        self.run["results"] = {
+            node: {"node": node, "moved": [], "observations": []} for node in self.run["nodes"]
+        }
+        for probe in self.run["probes"]:
+            observation = {"id": probe["id"], "outcome": "ok", "detail": ""}
+            self.run["results"][probe["source_node"]]["observations"].append(observation)
+
+    def fail(self, when, outcome="timeout"):
+        """Lets those probes fail for which ``when(probe)`` is true, and returns their ids."""
+        failed = [probe["id"] for probe in self.run["probes"] if when(probe)]
+        assert failed, "a fault that no probe sees"
+        for result in self.run["results"].values():
+            for observation in result["observations"]:
+                if observation["id"] in failed:
+                    observation["outcome"] = outcome
+        return failed
+
+    def node(self, name):
+        return self.run["nodes"][name]
+
+    def chain(self, node, chain, table="filter", backend="nft"):
+        tables = self.node(node)["iptables"][backend]
+        chains = tables.setdefault(table, {})
+        return chains.setdefault(chain, {"policy": "ACCEPT", "packets": 0, "bytes": 0, "rules": []})
+
+    def insert(self, node, chain, spec, *, table="filter", backend="nft", packets=0, number=1):
+        self.chain(node, chain, table, backend)["rules"].insert(number - 1, parse_rule(spec, packets))
+
+    def delete(self, node, chain, target, table="filter"):
+        """Deletes the rules that jump to the target."""
+        rules = self.chain(node, chain, table)["rules"]
+        kept = [rule for rule in rules if rule["target"] != target]
+        assert kept != rules
+        rules[:] = kept
+
+    def deny(self, node, port):
+        """Takes away what UFW allows to a port."""
+        rules = self.chain(node, "ufw-user-input")["rules"]
+        rules[:] = [rule for rule in rules if rule["matches"].get("dport") != port]
+
+    def drop_by_policy(self, node, chain, packets=0):
+        self.chain(node, chain).update(policy="DROP", packets=packets)
+
+    def enable_ufw(self, node, **settings):
+        self.node(node)["ufw"].update(installed=True, enabled=True, **settings)
+
+    # --- what probes do ---
+
+    def crossings(self, probe):
+        """The pairs of nodes between which the overlay carries the probe, on any of its ways to a web pod."""
+        if probe["row"] in ("pod-pod", "host-pod"):
+            ends, via = {probe["target_node"]}, probe["source_node"]
+        elif probe.get("target_service") == "default/web":
+            ends, via = set(NODES), probe.get("target_node") or probe["source_node"]
+        else:
+            return set()
+        return {(via, end) for end in ends if end != via}
+
+    def crosses(self, *nodes):
+        """Whether a probe needs the overlay at one of the nodes."""
+        return lambda probe: any(set(nodes) & set(pair) for pair in self.crossings(probe))
+
+    def forwarded_at(self, node):
+        """Whether a probe needs the node to forward."""
+
+        def needs(probe):
+            by_node_port = probe["row"] == "node-nodeport" and probe["target_node"] == node != probe["source_node"]
+            leaves = probe.get("source_pod") and probe["source_node"] == node and not _stays(probe)
+            return bool(by_node_port or leaves or any(end == node for _, end in self.crossings(probe)))
+
+        return needs
+
+
+def _stays(probe):
+    """The API server's endpoint is the host of server0."""
+    return probe["source_node"] == "server0" and probe.get("target_service") == "default/kubernetes"
+
+
+def _facts(directory, name, pods):
+    def text(file):
+        path = directory / file
+        return path.read_text() if path.exists() else ""
+
+    return {
+        "name": name,
+        "interfaces": ip.interfaces(text("ip-link.json"), text("ip-addr.json")),
+        "routes": ip.routes(text("ip-route-all.json")),
+        "neighbours": ip.neighbours(text("ip-neigh.json")),
+        "fdb": ip.fdb(text("bridge-fdb.json")),
+        "sysctls": dict(line.split(" = ") for line in text("sysctl.txt").splitlines()),
+        "iptables": {"backend": "nft", "version": "1.8.11", "nft": parse_save(text("iptables-save.txt")), "legacy": {}},
+        "ipsets": proc.ipsets(text("ipset.txt")),
+        "ufw": {
+            "installed": True,
+            "enabled": text("ufw-status-verbose.txt").startswith("Status: active"),
+            "manage_builtins": False,
+            "rules": ufw.user_rules(text("ufw-user.rules.txt")),
+        },
+        "k3s": {"config": {}},
+        "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in pods if pod["node"] == name],
+    }
+
+
+def _items(directory, kind):
+    return json.loads((directory / f"server0/k8s-{kind}.json").read_text())["items"]
+
+
+@pytest.fixture(scope="session")
+def benches(fixtures):
+    return {state: Bench(fixtures / "k3s-1.36.3" / state) for state in STATES}
+
+
+@pytest.fixture
+def captured(benches):
+    """A run with all probes passing, on what a captured state's machines showed."""
+    return lambda state: copy.deepcopy(benches[state])
+
+
+@pytest.fixture
+def flannel(captured):
+    return captured("flannel")
+
+
+@pytest.fixture
+def calico(captured):
+    return captured("swapped-clean")

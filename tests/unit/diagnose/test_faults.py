@@ -1,0 +1,217 @@
+"""Every fault put into captured facts: named first, where it is, with its remedy, and beside every other one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import pytest
+from ansible.module_utils.netmend.diagnose import diagnose
+from ansible.module_utils.netmend.diagnose.registry import FAULTS
+
+CATALOGUE = Path(__file__).parents[3] / "docs" / "faults.md"
+TO_KUBERNETES = "default/kubernetes"
+
+
+class Case(NamedTuple):
+    put_in: Callable[[Any], Any]  # puts the fault in, and returns the ids of the probes that fail by it
+    where: list
+    role: str
+    state: str = "flannel"
+    others: tuple = ()  # what is named behind it, because it is in, too
+
+
+def vxlan_dropped_by_host(bench):
+    """The captured state has the fault; only what another one let in is taken back."""
+    for node in ("agent0", "agent1"):
+        bench.deny(node, "8472")
+    return bench.fail(bench.crosses("agent0", "agent1"))
+
+
+def ipip_dropped_by_host(bench):
+    bench.delete("agent1", "INPUT", "cali-INPUT")
+    bench.drop_by_policy("agent1", "INPUT")
+    bench.enable_ufw("agent1")
+    bench.insert("agent1", "INPUT", "-s 10.0.0.0/16 -p tcp -j ACCEPT")
+    bench.insert("agent1", "INPUT", "-p icmp -j ACCEPT")
+    return bench.fail(bench.crosses("agent1"))
+
+
+def dropped_by_fabric(bench):
+    return bench.fail(bench.crosses("agent0"))
+
+
+def ip_forward_off(bench):
+    bench.node("agent0")["sysctls"]["net.ipv4.ip_forward"] = "0"
+    return bench.fail(bench.forwarded_at("agent0"))
+
+
+def bridge_nf_off(bench):
+    bench.node("agent0")["sysctls"]["net.bridge.bridge-nf-call-iptables"] = "0"
+    return bench.fail(lambda probe: probe["id"] == "pod-clusterip agent0>default/web tcp/80")
+
+
+def forward_drop_without_accept(bench):
+    bench.drop_by_policy("agent0", "FORWARD", packets=40)
+    bench.insert("agent0", "FLANNEL-FWD", "-j RETURN")
+    # What comes by agent0's own NodePort is masqueraded, and accepted by its mark.
+    needs, masqueraded = bench.forwarded_at("agent0"), ("node-nodeport", "agent0")
+    return bench.fail(lambda probe: needs(probe) and (probe["row"], probe.get("target_node")) != masqueraded)
+
+
+def reject_before_accept(bench):
+    bench.insert("agent0", "FORWARD", "-d 10.42.0.0/16 -j REJECT --reject-with icmp-port-unreachable", packets=12)
+    return bench.fail(bench.forwarded_at("agent0"), "refused")
+
+
+def nft_and_legacy_mixed(bench):
+    bench.insert("agent0", "FORWARD", "-d 10.42.0.0/16 -j DROP", backend="legacy", packets=9)
+    return bench.fail(bench.forwarded_at("agent0"))
+
+
+def accept_before_policy(bench):
+    bench.insert("agent1", "FORWARD", "-s 10.42.0.0/16 -j ACCEPT")
+    bench.run["cluster"]["network_policies"] = [{"namespace": "default", "name": "deny"}]
+    return []
+
+
+def firewall_flush(bench):
+    bench.enable_ufw("agent0", manage_builtins=True)
+    tables = bench.node("agent0")["iptables"]["nft"]
+    tables["filter"] = {hook: {**tables["filter"][hook], "rules": []} for hook in ("INPUT", "FORWARD", "OUTPUT")}
+    bench.drop_by_policy("agent0", "FORWARD")
+    return bench.fail(bench.forwarded_at("agent0"))
+
+
+def kube_services_jump_missing(bench):
+    for hook in ("PREROUTING", "OUTPUT"):
+        bench.delete("agent0", hook, "KUBE-SERVICES", table="nat")
+
+    def asks_there(probe):
+        at = probe["target_node"] if probe["row"] == "node-nodeport" else probe["source_node"]
+        return at == "agent0" and bool(probe.get("target_service"))
+
+    return bench.fail(asks_there)
+
+
+def kubelet_dropped_by_host(bench):
+    for node in ("agent0", "agent1"):
+        bench.insert(node, "ufw-user-input", "-s 10.0.0.0/16 -p udp -m udp --dport 8472 -j ACCEPT")
+    bench.deny("agent1", "10250")
+    return bench.fail(lambda probe: re.fullmatch("host-host (agent0|server0)>agent1 tcp/10250", probe["id"]))
+
+
+def port_dropped_by_host(bench):
+    bench.insert("server0", "INPUT", "-i vec0 -p tcp -m tcp --dport 6443 -j DROP", packets=5)
+
+    def asks_api(probe):
+        from_outside = probe["source_node"] != "server0"
+        return from_outside and (probe.get("port") == 6443 or probe.get("target_service") == TO_KUBERNETES)
+
+    return bench.fail(asks_api)
+
+
+def node_unreachable(bench):
+    del bench.run["nodes"]["agent1"]
+    bench.members[1]["ready"] = False
+    bench.plan()
+    return bench.fail(lambda probe: probe.get("target_node") == "agent1" or bench.crosses("agent1")(probe))
+
+
+def node_not_ready(bench):
+    bench.members[1].update(ready=False, reason="KubeletNotReady: no CNI")
+    return []
+
+
+def api_unhealthy(bench):
+    bench.run["cluster"]["api"]["etcd"] = "failed"
+    return []
+
+
+def unexplained(bench):
+    return bench.fail(lambda probe: probe["id"] == "host-pod agent0>agent0 tcp/8080", "refused")
+
+
+AROUND_AGENT0 = ["agent0>agent1", "agent0>server0", "agent1>agent0", "server0>agent0"]
+CASES = {
+    "firewall-flush": Case(
+        firewall_flush, ["agent0"], "ufw", others=("forward-drop-without-accept", "kube-services-jump-missing")
+    ),
+    "kubelet-dropped-by-host": Case(kubelet_dropped_by_host, ["agent1"], "ufw", "flannel-ufw-blocks"),
+    "vxlan-dropped-by-host": Case(vxlan_dropped_by_host, ["agent0", "agent1"], "ufw", "flannel-ufw-blocks"),
+    "ipip-dropped-by-host": Case(ipip_dropped_by_host, ["agent1"], "ufw", "swapped-clean"),
+    "vxlan-dropped-by-fabric": Case(dropped_by_fabric, AROUND_AGENT0, ""),
+    "ipip-dropped-by-fabric": Case(dropped_by_fabric, AROUND_AGENT0, "", "swapped-clean"),
+    "ip-forward-off": Case(ip_forward_off, ["agent0"], "iptables_forward"),
+    "bridge-nf-off": Case(bridge_nf_off, ["agent0"], "iptables_forward"),
+    "forward-drop-without-accept": Case(forward_drop_without_accept, ["agent0"], "iptables_forward"),
+    "reject-before-accept": Case(reject_before_accept, ["agent0"], "iptables_forward"),
+    "nft-and-legacy-mixed": Case(nft_and_legacy_mixed, ["agent0"], ""),
+    "accept-before-policy": Case(accept_before_policy, ["agent1"], ""),
+    "kube-services-jump-missing": Case(kube_services_jump_missing, ["agent0"], "kube_proxy_resync"),
+    "port-dropped-by-host": Case(port_dropped_by_host, ["server0"], ""),
+    "node-unreachable": Case(node_unreachable, ["agent1"], "", others=("node-not-ready",)),
+    "node-not-ready": Case(node_not_ready, ["agent1"], ""),
+    "api-unhealthy": Case(api_unhealthy, ["https://10.0.0.100:6443"], ""),
+    "unexplained": Case(unexplained, ["agent0"], ""),
+}
+
+
+def names(findings):
+    return [finding["fault"] for finding in findings]
+
+
+def test_every_known_fault_is_tested_here():
+    assert set(CASES) == set(FAULTS)
+
+
+@pytest.mark.parametrize("fault", CASES)
+def test_a_fault_is_named_first_and_accounts_for_all_that_fails(captured, fault):
+    case = CASES[fault]
+    bench = captured(case.state)
+    failed = case.put_in(bench)
+    findings = diagnose(bench.run)
+    assert names(findings) == [fault, *case.others]
+    finding = findings[0]
+    assert sorted(finding["where"]) == sorted(case.where)
+    assert finding["remedy"]["role"] == case.role
+    assert set(finding["explains"]) == set(failed)
+    assert all(sentence.endswith(".") for sentence in finding["evidence"] + finding["ruled_out"])
+    assert 0 < finding["confidence"] <= 1
+
+
+# What a lost packet is told from is the same as for the others: where one of those is in, it cannot be told.
+APART = ("vxlan-dropped-by-fabric", "ipip-dropped-by-fabric", "ipip-dropped-by-host", "node-unreachable", "unexplained")
+PAIRS = [pair for pair in itertools.combinations(CASES, 2) if not set(pair) & set(APART)]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_two_faults_at_once_are_each_found_and_causes_come_first(captured, pair):
+    states = {CASES[fault].state for fault in pair}
+    bench = captured("flannel-ufw-blocks" if "flannel-ufw-blocks" in states else "flannel")
+    failed = [probe for fault in pair for probe in CASES[fault].put_in(bench)]
+    findings = diagnose(bench.run)
+    found = names(findings)
+    assert set(pair) <= set(found)
+    assert "unexplained" not in found
+    assert {probe for finding in findings for probe in finding["explains"]} == set(failed)
+    stages = [FAULTS[finding["fault"]].layer for finding in findings if finding["explains"]]
+    assert stages == sorted(stages)
+
+
+def test_a_fault_of_the_fabric_is_found_beside_one_of_another_node(flannel):
+    lost = dropped_by_fabric(flannel)
+    for hook in ("PREROUTING", "OUTPUT"):
+        flannel.delete("agent1", hook, "KUBE-SERVICES", table="nat")
+    flannel.fail(lambda probe: probe["row"] == "host-clusterip" and probe["source_node"] == "agent1")
+    findings = diagnose(flannel.run)
+    assert names(findings) == ["kube-services-jump-missing", "vxlan-dropped-by-fabric"]
+    assert set(lost) <= set(findings[1]["explains"])
+
+
+def test_the_catalogue_says_the_same_as_the_registry():
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\d+|-) \|", CATALOGUE.read_text(), re.M)
+    assert dict(rows) == {fault.name: str(fault.number or "-") for fault in FAULTS.values()}
+    assert len(rows) == len(FAULTS)
