@@ -30,7 +30,8 @@ def run(argv: List[str], check: bool = True, timeout: float = 60) -> str:
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replaces the file in one step, so that a crash leaves the old or the new one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in reversed(path.parents):  # mkdir gives its mode to the last one only
+        directory.mkdir(mode=0o700, exist_ok=True)
     new = path.with_name(f".{path.name}.netmend")
     new.write_bytes(content)
     new.chmod(mode)
@@ -46,7 +47,6 @@ def install(modules: Sequence[str]) -> None:
     """Brings the copy of these modules of this package up to date."""
     for path, content in _copy(modules):
         if not path.is_file() or path.read_bytes() != content:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             write(path, content, 0o644)
 
 
