@@ -53,7 +53,10 @@ class Case:
             for port in service["ports"]
             if port.get("nodePort")
         }
+        self.failed = [probe for probe in run["probes"] if not self.met(probe)]
         self._networks: Dict[str, List[Tuple[ipaddress.IPv4Network, str]]] = {}
+        self._devices: Dict[Tuple[str, str], str] = {}
+        self._backends: Dict[str, str] = {}
 
     # --- probes ---
 
@@ -63,10 +66,6 @@ class Case:
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""
         return plan.met(probe, Observation(outcome=self.outcome(probe)))
-
-    @property
-    def failed(self) -> List[Probe]:
-        return [probe for probe in self.run["probes"] if not self.met(probe)]
 
     def tally(self, probes: Iterable[Probe]) -> str:
         """ "3 of 4" that came out as expected."""
@@ -162,8 +161,11 @@ class Case:
                 if network
             ]
             self._networks[node] = sorted(routes, key=lambda route: -route[0].prefixlen)
-        wanted = ipaddress.ip_address(address)
-        return next((device for network, device in self._networks[node] if wanted in network), "")
+        if (node, address) not in self._devices:
+            wanted = ipaddress.ip_address(address)
+            found = next((device for network, device in self._networks[node] if wanted in network), "")
+            self._devices[node, address] = found
+        return self._devices[node, address]
 
     def tunnel_address(self, node: str, device: str) -> str:
         """The address that the node itself has in the overlay; its internal one where it has none."""
@@ -188,10 +190,12 @@ class Case:
         def kube_chains(ruleset: Ruleset) -> int:
             return sum(chain.startswith(KUBE_CHAIN) for table in ruleset.values() for chain in table)
 
-        counts = {name: kube_chains(ruleset) for name, ruleset in self.rulesets(node).items()}
-        if counts["nft"] == counts["legacy"]:
-            return self.nodes[node]["iptables"]["backend"] or "nft"
-        return max(counts, key=lambda name: counts[name])
+        if node not in self._backends:
+            counts = {name: kube_chains(ruleset) for name, ruleset in self.rulesets(node).items()}
+            most = max(counts, key=lambda name: counts[name])
+            default = self.nodes[node]["iptables"]["backend"] or "nft"
+            self._backends[node] = default if counts["nft"] == counts["legacy"] else most
+        return self._backends[node]
 
     def ruleset(self, node: str) -> Ruleset:
         """The one that Kubernetes writes to."""

@@ -58,6 +58,7 @@ class Paths:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._flows: Dict[str, List[Flow]] = {}
+        self._passages: Dict[str, List[Passage]] = {}
         self._blocks: Dict[Passage, List[Block]] = {}
         self._proven: Optional[Set[Passage]] = None
 
@@ -80,8 +81,11 @@ class Paths:
 
     def passages(self, probe: Probe) -> List[Passage]:
         """On the nodes whose facts are known."""
-        found = [passage for flow in self.flows(probe) for passage in self._along(probe, flow)]
-        return list(dict.fromkeys(passage for passage in found if passage.node in self.case.nodes))
+        if probe["id"] not in self._passages:
+            found = (passage for flow in self.flows(probe) for passage in self._along(probe, flow))
+            known = dict.fromkeys(passage for passage in found if passage.node in self.case.nodes)
+            self._passages[probe["id"]] = list(known)
+        return self._passages[probe["id"]]
 
     def blocks(self, passage: Passage) -> List[Block]:
         """All that stops packets there. Where a probe was seen to get through, the walk is not believed."""

@@ -42,9 +42,7 @@ class Bench:
     def plan(self):
         """Plans the matrix, and lets every probe pass."""
         self.run["probes"] = plan_matrix(self.run["nodes"], self.run["cluster"])
-        self.run["results"] = {
-            node: {"node": node, "moved": [], "observations": []} for node in self.run["nodes"]
-        }
+        self.run["results"] = {node: {"node": node, "moved": [], "observations": []} for node in self.run["nodes"]}
         for probe in self.run["probes"]:
             observation = {"id": probe["id"], "outcome": "ok", "detail": ""}
             self.run["results"][probe["source_node"]]["observations"].append(observation)
