@@ -123,6 +123,16 @@ def test_those_used_last_stay(tmp_path):
     assert kept == {"part-1", "part-more-1", "part-new", *(f"part-{n}" for n in range(3, cache.KEEP + 1))}
 
 
+def test_what_a_process_has_open_stays(tmp_path):
+    cache.produce(tmp_path / "part-0", write("it"))
+    with (tmp_path / "part-0" / "made").open():
+        for number in range(1, cache.KEEP + 1):
+            cache.produce(tmp_path / f"part-{number}", write("it"))
+        assert (tmp_path / "part-0").exists()
+    cache.produce(tmp_path / "part-more", write("it"))
+    assert not (tmp_path / "part-0").exists()
+
+
 def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
     steps = Steps("part", tmp_path / "part.log")
     with pytest.raises(BuildError) as failure:
