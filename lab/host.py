@@ -26,7 +26,7 @@ BUILD_PACKAGES = (
     "mmdebstrap",
     "xz-utils",
 )
-RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "openssh-client", "procps")
+RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "procps")
 BUILD_DISK = 8 << 30
 GO_AT_LEAST = (1, 26)
 MAX_MAP_COUNT = 4194304
