@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-TIMEOUT = 3  # seconds; short, as every caller asks again
+TIMEOUT = 10  # seconds; every caller asks again
 FIELD_MANAGER = "k3s-standin"
 
 
 class ApiError(Exception):
-    """The server's answer was not 2xx."""
+    """The server's answer was not 2xx, or not an answer (status 0)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class ApiError(Exception):
 
 
 class Api:
-    """One API server, asked as one identity: a client certificate or a bearer token."""
+    """One API server, asked as one identity: a client certificate or a bearer token. Raises ApiError and OSError."""
 
     def __init__(self, url: str, authority: str, *, certificate: Path | None = None, token: str = "") -> None:
         parts = urlsplit(url)
@@ -53,6 +53,8 @@ class Api:
             connection.request(method, path, body, {**self._headers, "Content-Type": kind})
             answer = connection.getresponse()
             text = answer.read().decode()
+        except http.client.HTTPException as problem:
+            raise ApiError(0, f"{self.url}: {type(problem).__name__}") from problem
         finally:
             connection.close()
         if answer.status >= 300:

@@ -64,7 +64,7 @@ class Balancer:
                     reader, writer = await asyncio.open_connection(host, int(port))
             except (OSError, TimeoutError):
                 # It stays in the list, last: the next connection should not wait for it again.
-                self._servers.sort(key=lambda known, failed=server: known == failed)
+                self._servers.sort(key=server.__eq__)
                 continue
             _notice_silence(writer.get_extra_info("socket"))
             return reader, writer

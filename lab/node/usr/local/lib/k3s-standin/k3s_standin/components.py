@@ -26,6 +26,13 @@ from .paths import (
 )
 
 BIN = "/usr/local/bin"
+# Several machines share few cores here: a leader may be slow for longer than Kubernetes's own limits (15, 10 and 2 s)
+# allow, and one that loses its lease ends the unit. On an ordinary stop the lease is given back.
+LEADER_ELECTION = {
+    "leader-elect-lease-duration": "40s",
+    "leader-elect-renew-deadline": "30s",
+    "leader-elect-retry-period": "3s",
+}
 
 CONFLIST = """\
 {
@@ -110,6 +117,7 @@ def controller_manager(config: Config) -> list[str]:
     return command(
         "kube-controller-manager",
         {
+            **LEADER_ELECTION,
             "allocate-node-cidrs": "true",
             "authentication-kubeconfig": f"{CRED}/controller.kubeconfig",
             "authorization-kubeconfig": f"{CRED}/controller.kubeconfig",
@@ -118,7 +126,7 @@ def controller_manager(config: Config) -> list[str]:
             "cluster-signing-cert-file": f"{TLS}/client-ca.crt",
             "cluster-signing-key-file": f"{TLS}/client-ca.key",
             "controllers": "*,tokencleaner,-service-lb-controller,-node-route-controller",
-            # A stopped controller gives its lease back: a restart need not wait for it to run out.
+            # Without it a stopped controller manager, unlike a scheduler, keeps its lease.
             "feature-gates": "ControllerManagerReleaseLeaderElectionLockOnExit=true",
             "kubeconfig": f"{CRED}/controller.kubeconfig",
             "profiling": "false",
@@ -138,6 +146,7 @@ def scheduler(config: Config) -> list[str]:
     return command(
         "kube-scheduler",
         {
+            **LEADER_ELECTION,
             "authentication-kubeconfig": f"{CRED}/scheduler.kubeconfig",
             "authorization-kubeconfig": f"{CRED}/scheduler.kubeconfig",
             "bind-address": "127.0.0.1",

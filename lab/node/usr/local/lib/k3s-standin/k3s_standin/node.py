@@ -109,7 +109,7 @@ async def server(config: Config, children: Children) -> None:
         info("Kube API server is now running")
         await children.start(components.controller_manager(config))
         await children.start(components.scheduler(config))
-        await asyncio.to_thread(cluster.publish, api, config)
+        await persist(lambda: cluster.publish(api, config), "what joining nodes need to know")
         info("k3s is up and running")
         notify_ready()
         tasks.create_task(_deploy(config))
@@ -117,7 +117,7 @@ async def server(config: Config, children: Children) -> None:
         await _node(config, own, children, api)
         labels = {f"node-role.kubernetes.io/{role}": "true" for role in ("control-plane", "etcd")}
         member = {"etcd.k3s.cattle.io/node-address": config.node_ip}
-        await asyncio.to_thread(_describe, api, config, labels, member)
+        await persist(lambda: _describe(api, config, labels, member), "the node's labels")
 
 
 async def agent(config: Config, children: Children) -> None:
@@ -139,7 +139,7 @@ async def agent(config: Config, children: Children) -> None:
         await runtime
         await _node(config, bootstrap.cluster, children, api)
         info("k3s agent is up and running")
-        await asyncio.to_thread(_describe, api, config, {}, {})
+        await persist(lambda: _describe(api, config, {}, {}), "the node's annotations")
 
 
 async def until(check: Callable[[], bool], what: str, seconds: float | None = READY_SECONDS) -> None:
@@ -150,9 +150,19 @@ async def until(check: Callable[[], bool], what: str, seconds: float | None = RE
                 with suppress(OSError, ApiError, KeyError):
                     if await asyncio.to_thread(check):
                         return
-                await asyncio.sleep(0.15)
+                await asyncio.sleep(0.25)
     if limit.expired():
         raise Fatal(f"{what} was not ready after {seconds} s")
+
+
+async def persist(do: Callable[[], None], what: str) -> None:
+    """Does something at the API server that may have to be done more than once until it succeeds."""
+
+    def attempt() -> bool:
+        do()
+        return True
+
+    await until(attempt, what)
 
 
 def notify_ready() -> None:
