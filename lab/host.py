@@ -27,7 +27,6 @@ BUILD_PACKAGES = (
     "xz-utils",
 )
 RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "procps")
-BUILD_DISK = 8 << 30
 GO_AT_LEAST = (1, 26)
 MAX_MAP_COUNT = 4194304
 MAPS = Path("/proc/sys/vm/max_map_count")
@@ -37,15 +36,15 @@ class HostError(Exception):
     """The host cannot carry the lab; the message says why and what to do."""
 
 
-def prepare_build(progress: Progress = print) -> None:
-    """Have what building needs: root, an amd64 Debian, disk, packages, Go. HostError says what is in the way."""
+def prepare_build(disk: int, progress: Progress = print) -> None:
+    """Have what building needs: root, an amd64 Debian, `disk` bytes, packages, Go. HostError: what is in the way."""
     _require_root_on_debian()
     directory = cache.root()
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
-    if free < BUILD_DISK:
+    if free < disk:
         raise HostError(
-            f"building the lab takes {_gib(BUILD_DISK)} of disk and {directory} has {_gib(free)} free: "
+            f"building the lab takes {_gib(disk)} of disk and {directory} has {_gib(free)} free: "
             "make room, or set NETMEND_CACHE to a directory with more"
         )
     _install(BUILD_PACKAGES, progress)

@@ -27,6 +27,7 @@ class Part:
     make: Callable[[Steps, Path, Mapping[str, Path]], None]
     inputs: tuple[Path, ...]
     needs: tuple[str, ...] = ()
+    disk: int = 1 << 28  # bytes that building it takes for a while, Go's caches included
 
 
 def _program(name: str) -> Part:
@@ -34,17 +35,18 @@ def _program(name: str) -> Part:
         (programs.build_kube if name == "kube" else partial(programs.build, name))(steps, out)
 
     module = programs.MODULE
-    return Part(make, (HERE / "programs.py", module / "go.mod", module / "go.sum", module / name))
+    inputs = (HERE / "programs.py", module / "go.mod", module / "go.sum", module / name)
+    return Part(make, inputs, disk=5 << 30 if name == "kube" else Part.disk)
 
 
 PARTS: dict[str, Part] = {
-    "kernel": Part(lambda steps, out, _: kernel.build(steps, out), (HERE / "kernel.py", kernel.FRAGMENT)),
-    "system": Part(lambda steps, out, _: system.build(steps, out), (HERE / "system.py",)),
+    "kernel": Part(lambda steps, out, _: kernel.build(steps, out), (HERE / "kernel.py", kernel.FRAGMENT), disk=5 << 29),
+    "system": Part(lambda steps, out, _: system.build(steps, out), (HERE / "system.py",), disk=3 << 29),
     "kube": _program("kube"),
     "coredns": _program("coredns"),
     "pod": _program("pod"),
     "containers": Part(image.build_containers, (HERE / "image.py", HERE.parent / "images.py"), ("coredns", "pod")),
-    "disk": Part(image.build_disk, (HERE / "image.py", image.NODE), ("system", "kube", "containers")),
+    "disk": Part(image.build_disk, (HERE / "image.py", image.NODE), ("system", "kube", "containers"), disk=3 << 29),
 }
 
 
@@ -75,8 +77,8 @@ def ensure(progress: Progress = print, parts: Collection[str] = PARTS.keys()) ->
         raise BuildError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     where = places()
     wanted = _with_needs(parts)
-    if not all(where[name].is_dir() for name in wanted):
-        host.prepare_build(progress)
+    if missing := [name for name in wanted if not where[name].is_dir()]:
+        host.prepare_build(sum(PARTS[name].disk for name in missing), progress)
     _Build(where, progress).run(wanted)
     return Artifacts(
         kernel=where["kernel"] / "linux",
