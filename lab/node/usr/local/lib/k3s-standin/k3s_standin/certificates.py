@@ -41,19 +41,19 @@ def check() -> None:
     """Prints a line a certificate, in K3s's words."""
     info(f"{'Server' if TLS.is_dir() else 'Agent'} detected, checking agent and server certificates")
     for file in FILES:
-        for pem in _certificates(file.read_text()) if file.exists() else []:
-            log(*describe(file, _facts(pem), time.time()))
+        for pem in split(file.read_text()) if file.exists() else []:
+            log(*describe(file, facts(pem), time.time()))
 
 
-def describe(file: Path, facts: str, now: float) -> tuple[str, str]:
+def describe(file: Path, said: str, now: float) -> tuple[str, str]:
     """The level and text of one line, from what openssl says about a certificate."""
-    subject = re.search(r"^subject=.*CN ?= ?(.*)$", facts, re.M)
-    ends = re.search(r"^notAfter=(.*)$", facts, re.M)
+    subject = re.search(r"^subject=.*CN ?= ?(.*)$", said, re.M)
+    ends = re.search(r"^notAfter=(.*)$", said, re.M)
     if not (subject and ends):
         return "error", f"{file.name}: cannot be read"
     until = datetime.strptime(ends.group(1), "%b %d %H:%M:%S %Y GMT").replace(tzinfo=timezone.utc)
     # The key usage of every leaf is named too; only for an authority does K3s print it.
-    uses = [short for long, short in _USES.items() if long in facts]
+    uses = [short for long, short in _USES.items() if long in said]
     what = f"{file.name}: certificate {subject.group(1)} ({','.join(uses)})"
     when = until.strftime("%Y-%m-%dT%H:%M:%SZ")
     days = (until.timestamp() - now) / 86400
@@ -64,10 +64,12 @@ def describe(file: Path, facts: str, now: float) -> tuple[str, str]:
     return "info", f"{what} is ok, expires at {when}"
 
 
-def _certificates(text: str) -> list[str]:
+def split(text: str) -> list[str]:
+    """The certificates of a PEM file, one by one."""
     return re.findall(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n", text, re.S)
 
 
-def _facts(pem: str) -> str:
+def facts(pem: str) -> str:
+    """What openssl says about one certificate."""
     command = ["openssl", "x509", "-noout", "-subject", "-enddate", "-ext", "keyUsage,extendedKeyUsage"]
     return subprocess.run(command, input=pem, capture_output=True, text=True, check=False).stdout
