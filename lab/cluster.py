@@ -13,7 +13,7 @@ from textwrap import indent
 from . import build, cache, fabric, host, machines, network, seed, spec
 from .spec import Lab, Machine
 
-READY_WITHIN = 240  # seconds from SSH
+READY_WITHIN = 300  # seconds from SSH
 SSH_FAILED = 255
 # Beside the machines' own: the host's kernel and what runs in the lab's network from outside (Ansible).
 SPARE_MEMORY = 512 << 20
@@ -68,9 +68,11 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
     first = lab.machines[0]
     _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
-    nodes = " ".join(f"node/{machine.name}" for machine in lab.machines)
-    for condition in ("create", "condition=Ready"):
-        _k3s(lab, first, f"k3s kubectl wait --for={condition} {nodes} --timeout={READY_WITHIN}s")
+    nodes = [f"node/{machine.name}" for machine in lab.machines]
+    # It can wait for one node that is not there yet, and not for several.
+    for node in nodes:
+        _k3s(lab, first, f"k3s kubectl wait --for=create {node} --timeout={READY_WITHIN}s")
+    _k3s(lab, first, f"k3s kubectl wait --for=condition=Ready {' '.join(nodes)} --timeout={READY_WITHIN}s")
     reached("ready", "all nodes are Ready")
     if lab.apps:
         apply(lab)

@@ -19,7 +19,9 @@ from .build import Artifacts
 from .spec import Lab, Machine
 
 POWER_ON = Path(__file__).parent / "power_on.py"
-SSH_WITHIN = 60.0  # seconds from power-on
+KERNEL = "linux"
+IMAGE = "disk.img"
+SSH_WITHIN = 120.0  # seconds from power-on
 CONSOLE_LINES = 15
 
 
@@ -37,21 +39,24 @@ def console(lab: str, machine: str) -> Path:
 
 def power_on(lab: Lab, artifacts: Artifacts) -> dict[str, subprocess.Popen[bytes]]:
     """Start all machines; returns each one's process by its name."""
-    return {machine.name: _start(lab, machine, artifacts) for machine in lab.machines}
+    # Links of its own: a reboot reads them again, and the cache may have forgotten these builds by then.
+    for name, source in ((KERNEL, artifacts.kernel), (IMAGE, artifacts.image)):
+        os.link(source, state(lab.name) / name)
+    return {machine.name: _start(lab, machine) for machine in lab.machines}
 
 
-def _start(lab: Lab, machine: Machine, artifacts: Artifacts) -> subprocess.Popen[bytes]:
+def _start(lab: Lab, machine: Machine) -> subprocess.Popen[bytes]:
     directory = state(lab.name)
     memory = directory / f"{machine.name}.memory"
     memory.mkdir()
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(directory),
-        "KERNEL": str(artifacts.kernel),
+        "KERNEL": str(directory / KERNEL),
         "MEMORY_DIRECTORY": str(memory),
         "MEMORY": str(machine.memory),
     }
-    argv = network.inside(lab.name, str(POWER_ON), *arguments(lab, machine, artifacts.image))
+    argv = network.inside(lab.name, str(POWER_ON), *arguments(lab, machine))
     with console(lab.name, machine.name).open("ab") as output:
         return subprocess.Popen(
             argv, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -59,8 +64,8 @@ def _start(lab: Lab, machine: Machine, artifacts: Artifacts) -> subprocess.Popen
         )  # fmt: skip
 
 
-def arguments(lab: Lab, machine: Machine, image: Path) -> list[str]:
-    """The kernel's command line; relative paths are in the lab's state directory."""
+def arguments(lab: Lab, machine: Machine) -> list[str]:
+    """The kernel's command line; paths are relative to the lab's state directory."""
     index = lab.machines.index(machine)
 
     def nic(device: str, name: str, mtu: int, address: str) -> str:
@@ -71,7 +76,7 @@ def arguments(lab: Lab, machine: Machine, image: Path) -> list[str]:
         f"mem={machine.memory}M",
         # With two a machine hangs under load: it waits for a disk's completion that got lost.
         "ncpus=1",
-        f"ubd0={machine.name}.cow,{image}",
+        f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",
         "root=/dev/ubda",
         "rw",

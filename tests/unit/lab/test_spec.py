@@ -1,0 +1,66 @@
+"""A lab's file gives the operators' machines and addresses; what is wrong with it is told by file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import spec
+
+FILE = Path("some.yml")
+
+
+def test_an_empty_file_is_one_server_and_two_agents():
+    lab = spec.parse(None, FILE)
+    assert [(m.name, m.role, m.private, m.public, m.memory) for m in lab.machines] == [
+        ("k3s-master-01", "server", "10.0.0.100", "203.0.113.100", 2560),
+        ("k3s-worker-01", "agent", "10.0.0.110", "203.0.113.110", 1792),
+        ("k3s-worker-02", "agent", "10.0.0.111", "203.0.113.111", 1792),
+    ]
+    assert (lab.name, lab.mtu_public, lab.mtu_private, lab.memory) == ("default", 1500, 1450, 6144)
+
+
+def test_a_key_of_a_section_leaves_the_others_at_their_defaults():
+    lab = spec.parse({"mtu": {"private": 1400}, "k3s": {"flannel-backend": "host-gw"}}, FILE)
+    assert (lab.mtu_public, lab.mtu_private) == (1500, 1400)
+    assert (lab.k3s_source, lab.flannel_backend) == ("stand-in", "host-gw")
+
+
+@pytest.mark.parametrize("name", ["default", "demo", "ha"])
+def test_the_labs_that_come_with_it_are_right(name):
+    assert spec.load(Path(name)).name == name
+
+
+def test_a_lab_can_have_another_name():
+    assert spec.load(Path("default"), "second").name == "second"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (["servers"], "some.yml: a lab must be keys and values: name, servers,"),
+        ({"sarvers": 3}, "some.yml: sarvers is not known; there are name, servers,"),
+        ({"mtu": {"pubic": 1}}, "some.yml: mtu.pubic is not known; there are public, private"),
+        ({"mtu": 1400}, "some.yml: mtu must be keys and values: public, private"),
+        ({"name": "Big Lab"}, "some.yml: name must be 1 to 20 of a-z, 0-9, -"),
+        ({"servers": 0}, "some.yml: servers must be a whole number from 1 to 9"),
+        ({"agents": True}, "some.yml: agents must be a whole number from 0 to 99"),
+        ({"memory": {"agent": "2G"}}, "some.yml: memory.agent must be a whole number from 256 to"),
+        ({"addresses": {"agents": "192.168.0.1"}}, "some.yml: addresses.agents must be an address in 10.0.0.0/16"),
+        ({"addresses": {"agents": "10.0.0.100"}}, "some.yml: addresses must be such that no two machines"),
+        ({"k3s": {"source": "git"}}, "some.yml: k3s.source must be one of stand-in, release, not 'git'"),
+        ({"k3s": {"config": "x"}}, "some.yml: k3s.config must be keys of K3s's config.yaml"),
+        ({"apps": ["none.yml"]}, "some.yml: apps must be manifests beside this file; there is no none.yml"),
+        ({"faults": ["rust"]}, "some.yml: faults must be one of "),
+    ],
+)
+def test_what_is_wrong_is_named(content, message):
+    with pytest.raises(spec.SpecError) as raised:
+        spec.parse(content, FILE)
+    assert str(raised.value).startswith(message)
+
+
+def test_a_lab_that_is_not_there_names_those_that_are():
+    with pytest.raises(spec.SpecError, match=r"nowhere: no such file.*there are default, demo, ha"):
+        spec.load(Path("nowhere"))
