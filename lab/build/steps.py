@@ -1,14 +1,17 @@
-"""Running the commands of a build: logged, on low priority, and ended with their children when the build ends."""
+"""Running the commands of a build: logged, on low priority, and never outliving the build."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
+
+# A process namespace of its own, so that the end of the command or of the build is the end of all that it started; a
+# mount namespace of its own, so that what is mounted below a half-made tree is never reached by removing it.
+CONFINED = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+LOG_LINES = 20
 
 
 class BuildError(Exception):
@@ -37,8 +40,7 @@ class Steps:
                 if self._stopped:
                     raise BuildError(f"{self.part}: interrupted")
                 process = self._running = subprocess.Popen(
-                    # A build that is killed outright takes its commands along.
-                    ["setpriv", "--pdeathsig", "TERM", "nice", "-n", "10", *words],
+                    [*CONFINED, "nice", "-n", "10", *words],
                     cwd=cwd,
                     env={**os.environ, "LC_ALL": "C", **(env or {})},
                     stdin=subprocess.DEVNULL,
@@ -55,19 +57,12 @@ class Steps:
             raise self.error(f"{words[0]} ended with exit code {code}")
 
     def error(self, why: str) -> BuildError:
-        tail = "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-20:])
-        return BuildError(f"{self.part}: {why}; the end of {self.log}:\n{tail}")
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return BuildError(f"{self.part}: {why}; the end of {self.log}:\n" + "\n".join(f"    {line}" for line in lines))
 
     def stop(self) -> None:
-        """End what runs, children included, and let nothing more start."""
+        """End what runs, and let nothing more start."""
         with self._guard:
             self._stopped = True
-            process = self._running
-        if process is None:
-            return
-        # The group may outlive its leader, so what is left of it is killed in any case.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-            os.killpg(process.pid, signal.SIGKILL)
+            if self._running:
+                self._running.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ import pytest
 
 from lab import cache
 from lab.build.steps import BuildError, Steps
+
+ROOT = Path(cache.__file__).parents[1]
 
 
 @pytest.fixture
@@ -87,8 +90,7 @@ def make(directory):
     os.kill(os.getpid(), signal.SIGKILL)
 cache.produce(Path({str(tmp_path)!r}) / "part-1", make)
 """
-    root = Path(cache.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", killed], cwd=root, check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", killed], cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert (tmp_path / "part-1.tmp" / "half").exists()
     assert cache.produce(tmp_path / "part-2", write("whole"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-2", "part.lock"]
@@ -133,6 +135,10 @@ def test_what_a_process_has_open_stays(tmp_path):
     assert not (tmp_path / "part-0").exists()
 
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a build's commands run in namespaces, which needs root")
+
+
+@as_root
 def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
     steps = Steps("part", tmp_path / "part.log")
     with pytest.raises(BuildError) as failure:
@@ -142,6 +148,7 @@ def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
     assert [line.strip() for line in lines[1:]] == [str(n) for n in range(81, 101)]
 
 
+@as_root
 def test_stopping_ends_a_command_with_its_children(tmp_path):
     steps = Steps("part", tmp_path / "part.log")
     fifo = tmp_path / "alive"
@@ -163,3 +170,20 @@ def test_stopping_ends_a_command_with_its_children(tmp_path):
     assert failures == ["part: interrupted"]
     with pytest.raises(BuildError, match="interrupted"):
         steps.run("true")
+
+
+@as_root
+def test_commands_end_with_a_build_that_is_killed(tmp_path):
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    command = f"setsid sleep 600 > {fifo} & wait"
+    code = f"""
+from pathlib import Path
+from lab.build.steps import Steps
+Steps("part", Path("part.log")).run("sh", "-c", {command!r})
+"""
+    build = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with fifo.open() as child:
+        build.kill()
+        assert build.wait() == -signal.SIGKILL
+        assert child.read() == ""
