@@ -25,7 +25,6 @@ from .config import PACKAGED, Config
 from .log import Fatal, error, info, log, write
 from .paths import (
     AGENT,
-    AGENT_ETC,
     BALANCER_STATE,
     CNI_BIN,
     CNI_CONF,
@@ -247,12 +246,15 @@ async def _runtime(config: Config, settings: Cluster, children: Children) -> Non
     if flannel:
         write(NET_CONF, components.net_conf(settings))
         write(CNI_CONF / "10-flannel.conflist", components.CONFLIST)
-    CONTAINERD.mkdir(parents=True, exist_ok=True)
-    for directory, mode in ((CONTAINERD, 0o700), (AGENT_ETC, 0o755), (CNI_CONF, 0o700)):
-        if directory.exists():
-            directory.chmod(mode)
-    CONTAINERD_STATE.mkdir(parents=True, exist_ok=True)
-    CONTAINERD_STATE.parent.chmod(0o711)
+    for directory, mode in (
+        (CONTAINERD, 0o700),
+        *([(CNI_CONF, 0o700)] if flannel else []),
+        (KUBELET_CONF_D, 0o700),
+        (CONTAINERD_STATE.parent, 0o711),
+        (CONTAINERD_STATE, 0o711),
+    ):
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(mode)
     CONTAINERD_SOCKET.unlink(missing_ok=True)
     await children.start(components.containerd(), log=CONTAINERD / "containerd.log")
     await until(CONTAINERD_SOCKET.exists, "containerd")

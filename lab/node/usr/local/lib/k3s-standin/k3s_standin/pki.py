@@ -103,7 +103,7 @@ def ensure_authorities() -> None:
         write(service, _run(["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout"]), 0o600)
 
 
-def ensure(leaves: list[Leaf], directory: Path, authorities: Path) -> None:
+def ensure(leaves: list[Leaf], directory: Path, authorities: Path, mode: int = 0o644) -> None:
     """Issues what is missing, and anew what another authority issued (the node now belongs to a new cluster)."""
     for leaf in leaves:
         certificate = directory / f"{leaf.path}.crt"
@@ -120,14 +120,14 @@ def ensure(leaves: list[Leaf], directory: Path, authorities: Path) -> None:
             *([f"subjectAltName={','.join(leaf.names)}"] if leaf.names else []),
         )  # fmt: skip
         # The authority travels with the leaf: a joining node learns it from the handshake.
-        write(certificate, certificate.read_text() + authority)
+        write(certificate, certificate.read_text() + authority, mode)
 
 
 def ensure_agent(config: Config, authorities: Path) -> None:
     """The certificates of a node's own components, with the two authorities that they trust."""
     for name in ("server-ca.crt", "client-ca.crt"):
         write(AGENT / name, (authorities / name).read_text(), 0o600)
-    ensure(agent_leaves(config), AGENT, authorities)
+    ensure(agent_leaves(config), AGENT, authorities, 0o600)
 
 
 def ca_hash(certificate: str) -> str:
