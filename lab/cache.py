@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 KEEP = 3
@@ -65,7 +65,7 @@ def produce(place: Path, make: Callable[[Path], None], waiting: Callable[[], Non
     """Have the directory `place`: unless it is there, `make(temporary)` fills one that then becomes it.
 
     Returns whether it had to be made. `place` is named KIND-HASH: of a kind one is made at a time, and the KEEP that
-    were used last stay, with those that a process has open.
+    were used last stay (who needs one for longer links its files).
     """
     kind, _, _ = place.name.rpartition("-")
     if place.is_dir():
@@ -91,13 +91,4 @@ def produce(place: Path, make: Callable[[Path], None], waiting: Callable[[], Non
 def _forget_old(directory: Path, kind: str) -> None:
     made = [path for path in directory.glob(f"{kind}-*") if path.is_dir() and path.name.rpartition("-")[0] == kind]
     for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)[KEEP:]:
-        if not _in_use(path):
-            shutil.rmtree(path)
-
-
-def _in_use(directory: Path) -> bool:
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if descriptor.readlink().is_relative_to(directory):
-                return True
-    return False
+        shutil.rmtree(path)

@@ -125,16 +125,6 @@ def test_those_used_last_stay(tmp_path):
     assert kept == {"part-1", "part-more-1", "part-new", *(f"part-{n}" for n in range(3, cache.KEEP + 1))}
 
 
-def test_what_a_process_has_open_stays(tmp_path):
-    cache.produce(tmp_path / "part-0", write("it"))
-    with (tmp_path / "part-0" / "made").open():
-        for number in range(1, cache.KEEP + 1):
-            cache.produce(tmp_path / f"part-{number}", write("it"))
-        assert (tmp_path / "part-0").exists()
-    cache.produce(tmp_path / "part-more", write("it"))
-    assert not (tmp_path / "part-0").exists()
-
-
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a build's commands run in namespaces, which needs root")
 
 
