@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import bench, build, cluster, fabric, host, machines, network, spec
+from . import bench, build, cluster, fabric, host, machines, network, release, spec
 
 ERRORS = (
     build.BuildError,
@@ -17,6 +17,7 @@ ERRORS = (
     host.HostError,
     machines.MachineError,
     network.NetworkError,
+    release.ReleaseError,
     spec.SpecError,
 )
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from textwrap import indent
 
-from . import build, cache, fabric, host, machines, network, seed, spec
+from . import build, cache, fabric, host, machines, network, release, seed, spec
 from .spec import Lab, Machine
 
 READY_WITHIN = 300  # seconds from SSH
@@ -38,6 +38,7 @@ def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]
     Plain, it ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
     """
     artifacts = build.ensure(progress)
+    k3s = release.fetch(release.parse(lab.k3s_release), progress) if lab.k3s_release else None
     host.prepare_run((lab.memory << 20) + SPARE_MEMORY, progress)
     if network.exists(lab.name):
         raise network.NetworkError(f"lab {lab.name} is up already; `python -m lab down {lab.name}` ends it")
@@ -46,6 +47,8 @@ def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]
         directory = machines.state(lab.name)
         directory.mkdir(parents=True)
         seed.prepare(lab, directory)
+        if k3s:
+            seed.pack_release(*k3s, directory)
         network.create(lab)
         machines.remember(lab)
         return _start(lab, artifacts, progress, plain)

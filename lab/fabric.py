@@ -1,8 +1,8 @@
 """Faults of the network between a lab's nodes: the namespace that routes their packets drops, loses or shrinks them.
 
 What is in is read from the kernel, never from a note: drops are rules of one nft table, known by their comment; a lower
-MTU is a routing rule to a table whose number tells the MTU. Sources and targets are told by the NICs that lead to
-them, so that packets with pods' addresses are meant, too.
+MTU and a delay are routing rules to a table whose number tells which. Sources and targets of drops are told by the NICs
+that lead to them, so that packets with pods' addresses are meant, too.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import machines, network
+from . import delay, machines, network
 from .spec import Lab
 
 TABLE = "fabric"
 RULE_PRIORITY = 100
-MTU_TABLES = 10000  # the table for MTU 1400 is 11400
+EXEMPT_PRIORITY = 99
+TABLES = {"mtu": 10000, "delay": 20000}  # the table for MTU 1400 is 11400, the one for 50 ms is 20050
 PRIVATE = "10.0.0.0/16"
 HELP = (
-    "FAULT is drop WHAT, loss 10%%, or mtu 1400; WHAT is udp/8472, tcp/2379-2380, proto/4, icmp or icmp/frag-needed; "
-    "behind it may stand FROM TO, two nodes, for that direction alone"
+    "FAULT is drop WHAT, loss 10%%, delay 50ms or mtu 1400; WHAT is udp/8472, tcp/2379-2380, proto/4, icmp or "
+    "icmp/frag-needed; behind it may stand FROM TO, two nodes, for that direction alone"
 )
 
 
@@ -33,7 +35,7 @@ class FabricError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    kind: str  # drop, loss or mtu
+    kind: str  # drop, loss, mtu or delay
     value: str
     source: str | None = None  # the node that sends; None: any
     target: str | None = None
@@ -52,6 +54,9 @@ def parse(words: Sequence[str]) -> Fault:
     if fault.kind == "mtu":
         if not re.fullmatch(r"\d+", fault.value) or not 68 <= int(fault.value) <= 1500:
             raise FabricError(f"{fault.value!r} is no MTU from 68 to 1500")
+    elif fault.kind == "delay":
+        if not re.fullmatch(r"[1-9]\d{0,3}ms", fault.value):
+            raise FabricError(f"{fault.value!r} is no delay from 1ms to 9999ms")
     else:
         _match(fault)
     return fault
@@ -103,8 +108,15 @@ class Fabric:
         self.put_in(parse(["loss", f"{percent}%", source or "any", target or "any"]))
 
     def mtu(self, size: int, source: str | None = None, target: str | None = None) -> None:
-        """Route packets of up to size bytes only; a larger one with DF set is answered with ICMP."""
+        """Route packets of up to size bytes only; a larger one with DF set is answered with ICMP.
+
+        A machine that got the answer keeps to that size for ten minutes, or until `ip route flush cache`.
+        """
         self.put_in(parse(["mtu", str(size), source or "any", target or "any"]))
+
+    def delay(self, milliseconds: int, source: str | None = None, target: str | None = None) -> None:
+        """Hold packets back for so long, in one direction; alone, without another fault."""
+        self.put_in(parse(["delay", f"{milliseconds}ms", source or "any", target or "any"]))
 
     def add(self, words: Sequence[str]) -> None:
         """Put in a fault of its words, as the command line takes them."""
@@ -112,10 +124,16 @@ class Fabric:
 
     def put_in(self, fault: Fault) -> None:
         """Put a fault in and read back that it is; the same one twice is one."""
-        if fault in self.list():
+        others = self.list()
+        if fault in others:
             return
+        if others and "delay" in (fault.kind, *(other.kind for other in others)):
+            # What is held back comes by another NIC than its sender's, and drops are told by NICs.
+            raise FabricError(f"a delay goes with no other fault; in already: {', '.join(map(str, others))}")
         if fault.kind == "mtu":
             self._lower_mtu(fault)
+        elif fault.kind == "delay":
+            self._delay(fault)
         else:
             commands = [
                 f"add table inet {TABLE}",
@@ -130,9 +148,14 @@ class Fabric:
     def clear(self) -> None:
         """Take all faults out."""
         self._run("nft", "-f", "-", text=f"add table inet {TABLE}\ndelete table inet {TABLE}")
-        for rule in self._mtu_rules():
+        for rule in self._routing_rules():
             self._run("ip", "rule", "del", "priority", str(RULE_PRIORITY))
             self._run("ip", "route", "flush", "table", rule["table"])
+        for _ in self._routing_rules(EXEMPT_PRIORITY):
+            self._run("ip", "rule", "del", "priority", str(EXEMPT_PRIORITY))
+        for link in self._read("ip", "-j", "link", "list"):
+            if link["ifname"].startswith("delay-"):
+                self._run("ip", "link", "delete", link["ifname"])
         if left := self.list():
             raise FabricError(f"still in: {', '.join(map(str, left))}")
 
@@ -148,23 +171,42 @@ class Fabric:
                     found[fault] = (found.get(fault) or 0) + packets
         names = {network.neighbour(self._lab, machine): machine for machine in self._lab.machines}
         targets = {machine.private: machine.name for machine in self._lab.machines}
-        for rule in self._mtu_rules():
+        for rule in self._routing_rules():
             source = names[rule["iif"]].name if "iif" in rule else None
-            found[Fault("mtu", str(int(rule["table"]) - MTU_TABLES), source, targets.get(rule["dst"]))] = None
+            kind = "delay" if int(rule["table"]) >= TABLES["delay"] else "mtu"
+            value = f"{int(rule['table']) - TABLES[kind]}{'ms' if kind == 'delay' else ''}"
+            found[Fault(kind, value, source, targets.get(rule["dst"]))] = None
         return found
 
     def _lower_mtu(self, fault: Fault) -> None:
-        table = str(MTU_TABLES + int(fault.value))
+        table = str(TABLES["mtu"] + int(fault.value))
         for machine in self._lab.machines:
             nic = network.neighbour(self._lab, machine)
             self._run("ip", "route", "replace", machine.private, "dev", nic, "mtu", fault.value, "table", table)
+        self._add_rule(fault, table)
+
+    def _delay(self, fault: Fault) -> None:
+        milliseconds = fault.value.removesuffix("ms")
+        device, table = f"delay-{milliseconds}", str(TABLES["delay"] + int(milliseconds))
+        command = network.inside(self._lab.name, sys.executable, delay.__file__, device, milliseconds)
+        holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+        assert holder.stdout
+        if holder.stdout.readline() != b"ready\n":
+            raise FabricError(f"fault {fault} did not take hold: {device} could not be made")
+        self._run("ip", "route", "replace", "default", "dev", device, "table", table)
+        # What comes back from there has been held; what the gateway itself sends would not be taken back.
+        for exempt in (device, "lo"):
+            self._run("ip", "rule", "add", "priority", str(EXEMPT_PRIORITY), "iif", exempt, "lookup", "main")
+        self._add_rule(fault, table)
+
+    def _add_rule(self, fault: Fault, table: str) -> None:
         selector = ["to", self._lab.machine(fault.target).private if fault.target else PRIVATE]
         if fault.source:
             selector += ["iif", network.neighbour(self._lab, self._lab.machine(fault.source))]
         self._run("ip", "rule", "add", "priority", str(RULE_PRIORITY), *selector, "lookup", table)
 
-    def _mtu_rules(self) -> Iterable[dict[str, str]]:
-        return [rule for rule in self._read("ip", "-j", "rule", "list") if rule["priority"] == RULE_PRIORITY]
+    def _routing_rules(self, priority: int = RULE_PRIORITY) -> Iterable[dict[str, str]]:
+        return [rule for rule in self._read("ip", "-j", "rule", "list") if rule["priority"] == priority]
 
     def _read(self, *argv: str) -> Any:
         return json.loads(self._run(*argv))

@@ -78,6 +78,7 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
         "ncpus=1",
         f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",
+        *([f"ubd2r={seed.RELEASE}"] if lab.k3s_release else []),
         "root=/dev/ubda",
         "rw",
         "init=/usr/local/sbin/lab-init",
@@ -126,6 +127,12 @@ def last_words(lab: str, machine: str) -> str:
     text = path.read_text(errors="replace") if path.exists() else ""
     lines = [line for line in re.sub(r"\x1b[\[\]!][0-9;?]*[a-zA-Z]?|\r|\0", "", text).splitlines() if line.strip()]
     return "; the end of its console:\n" + "\n".join(f"    {line}" for line in lines[-CONSOLE_LINES:])
+
+
+def status_file(lab: str, machine: Machine) -> Path:
+    """/proc/PID/status of a machine's process."""
+    pid = (state(lab) / ".uml" / machine.name / "pid").read_text().strip()
+    return Path("/proc") / pid / "status"
 
 
 def ssh(lab: str, machine: Machine, *command: str, options: Sequence[str] = ()) -> list[str]:

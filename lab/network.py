@@ -39,7 +39,7 @@ SEPARATION = """
 table inet separation {
     chain forward {
         type filter hook forward priority filter; policy drop
-        iifname "private-*" oifname "private-*" accept
+        iifname { "private-*", "delay-*" } oifname { "private-*", "delay-*" } accept
         iifname "public-*" oifname "public-*" accept
         iifname "public-*" oifname "outside" accept
         iifname "outside" oifname "public-*" accept

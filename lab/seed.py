@@ -15,6 +15,7 @@ import yaml
 from .spec import Lab, Machine
 
 KEY = "id_ed25519"
+RELEASE = "release.tar"
 UNITS = {"server": "k3s.service", "agent": "k3s-agent.service"}
 
 
@@ -43,6 +44,20 @@ def prepare(lab: Lab, state: Path) -> None:
         _write_private(state / f"{machine.name}.seed", _tar(files, UNITS[machine.role]))
     (state / "known_hosts").write_text("".join(known_hosts))
     (state / "inventory.yml").write_text(yaml.safe_dump(inventory(lab, state), sort_keys=False))
+
+
+def pack_release(binary: Path, images: Path, state: Path) -> None:
+    """Make the archive that puts K3s's own binary and images in the stand-in's place on every machine."""
+    with tarfile.open(state / RELEASE, "w") as tar:
+        for source, target, mode in (
+            (binary, "usr/local/bin/k3s", 0o755),
+            (images, f"var/lib/rancher/k3s/agent/images/{images.name}", 0o644),
+        ):
+            info = tar.gettarinfo(source, target)
+            info.uid = info.gid = 0
+            info.mode = mode
+            with source.open("rb") as content:
+                tar.addfile(info, content)
 
 
 def k3s_config(lab: Lab, machine: Machine, token: str) -> dict[str, object]:

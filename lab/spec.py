@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from . import release
+
 LABS = Path(__file__).parent / "labs"
 FAULTS = Path(__file__).parent / "faults.yml"
 
@@ -21,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "addresses": {"servers": "10.0.0.100", "agents": "10.0.0.110"},
     "memory": {"server": 2560, "agent": 1792},
     "mtu": {"public": 1500, "private": 1450},
-    "k3s": {"source": "stand-in", "flannel-backend": "vxlan", "config": {}},
+    "k3s": {"source": "stand-in", "release": None, "flannel-backend": "vxlan", "config": {}},
     "apps": [],
     "faults": [],
 }
@@ -50,7 +52,7 @@ class Lab:
     machines: tuple[Machine, ...]  # servers first; the first one starts the cluster
     mtu_public: int
     mtu_private: int
-    k3s_source: str
+    k3s_release: Mapping[str, Any] | None  # version, binary, images of K3s's own; None: the stand-in
     flannel_backend: str
     k3s_config: Mapping[str, Any]  # keys for every server's config.yaml
     apps: tuple[Path, ...]  # manifests
@@ -106,6 +108,8 @@ def parse(content: object, file: Path) -> Lab:
     for nic in mtu:
         check.integer(f"mtu.{nic}", mtu[nic], 1280, 1500)
     check.one_of("k3s.source", k3s["source"], SOURCES)
+    if k3s["source"] == "release":
+        check.release("k3s.release", k3s["release"])
     check.one_of("k3s.flannel-backend", k3s["flannel-backend"], BACKENDS)
     check.that("k3s.config", isinstance(k3s["config"], dict), "keys of K3s's config.yaml")
     for key in ("apps", "faults"):
@@ -127,7 +131,7 @@ def parse(content: object, file: Path) -> Lab:
         machines=machines,
         mtu_public=mtu["public"],
         mtu_private=mtu["private"],
-        k3s_source=k3s["source"],
+        k3s_release=k3s["release"] if k3s["source"] == "release" else None,
         flannel_backend=k3s["flannel-backend"],
         k3s_config=k3s["config"],
         apps=apps,
@@ -171,6 +175,12 @@ class _Check:
             where = f"{key}.{unknown}" if key else unknown
             raise SpecError(f"{self._file}: {where} is not known; there are {', '.join(defaults)}")
         return {**defaults, **content}
+
+    def release(self, key: str, content: object) -> None:
+        try:
+            release.parse(content)
+        except release.ReleaseError as problem:
+            raise SpecError(f"{self._file}: {key}: {problem}") from None
 
     def integer(self, key: str, value: object, least: int, most: int) -> None:
         right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

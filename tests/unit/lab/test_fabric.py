@@ -41,7 +41,7 @@ def test_loss_is_a_share_of_packets():
     assert "numgen random mod 10000 < 250 counter drop" in rules("loss 2.5%")[0]
 
 
-@pytest.mark.parametrize("words", ["drop tcp/2379-2380", "drop icmp", "loss 10%", "mtu 1400 any k3s-worker-01"])
+@pytest.mark.parametrize("words", ["drop tcp/2379-2380", "drop icmp", "loss 10%", "mtu 1400 any a-node", "delay 50ms"])
 def test_a_fault_is_read_back_from_its_own_words(words):
     assert str(fabric.parse(words.split())) == words
 

@@ -24,7 +24,15 @@ def test_an_empty_file_is_one_server_and_two_agents():
 def test_a_key_of_a_section_leaves_the_others_at_their_defaults():
     lab = spec.parse({"mtu": {"private": 1400}, "k3s": {"flannel-backend": "host-gw"}}, FILE)
     assert (lab.mtu_public, lab.mtu_private) == (1500, 1400)
-    assert (lab.k3s_source, lab.flannel_backend) == ("stand-in", "host-gw")
+    assert (lab.k3s_release, lab.flannel_backend) == (None, "host-gw")
+
+
+def test_a_release_of_k3s_is_told_by_its_files_and_checksums():
+    file = {"url": "http://127.0.0.1/k3s", "sha256": "0" * 64}
+    release = {"version": "v1.36.3+k3s1", "binary": file, "images": file}
+    assert spec.parse({"k3s": {"source": "release", "release": release}}, FILE).k3s_release == release
+    with pytest.raises(spec.SpecError, match=r"some.yml: k3s.release: binary.sha256 of a release must be 64"):
+        spec.parse({"k3s": {"source": "release", "release": {**release, "binary": {**file, "sha256": "0"}}}}, FILE)
 
 
 @pytest.mark.parametrize("name", ["default", "demo", "ha"])
@@ -50,6 +58,7 @@ def test_a_lab_can_have_another_name():
         ({"addresses": {"agents": "192.168.0.1"}}, "some.yml: addresses.agents must be an address in 10.0.0.0/16"),
         ({"addresses": {"agents": "10.0.0.100"}}, "some.yml: addresses must be such that no two machines"),
         ({"k3s": {"source": "git"}}, "some.yml: k3s.source must be one of stand-in, release, not 'git'"),
+        ({"k3s": {"source": "release"}}, "some.yml: k3s.release: a release must have version, binary and images"),
         ({"k3s": {"config": "x"}}, "some.yml: k3s.config must be keys of K3s's config.yaml"),
         ({"apps": ["none.yml"]}, "some.yml: apps must be manifests beside this file; there is no none.yml"),
         ({"faults": ["rust"]}, "some.yml: faults must be one of "),
