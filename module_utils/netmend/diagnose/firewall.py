@@ -28,7 +28,7 @@ def nft_and_legacy_mixed(case: Case, paths: Paths) -> Iterator[Suspicion]:
             where=node,
             evidence=[
                 f"{node}: {describe(case, node, stop.verdict)}. It stops {_what(stop)}, which the rule set of {other}, "
-                f"where Kubernetes writes, says nothing about; {len(stop.explains)} failing probes pass there."
+                f"where Kubernetes writes, says nothing about. Failing probes that pass there: {len(stop.explains)}."
             ],
             remedy=remedy,
             confidence=0.95,
@@ -49,7 +49,7 @@ def reject_before_accept(case: Case, paths: Paths) -> Iterator[Suspicion]:
             where=stop.node,
             evidence=[
                 f"{stop.node}: {describe(case, stop.node, stop.verdict)}. It stops {_what(stop)}; "
-                f"{len(stop.explains)} failing probes pass there."
+                f"Failing probes that pass there: {len(stop.explains)}."
             ],
             remedy=accepting(case, stop),
             confidence=0.95,
@@ -70,7 +70,7 @@ def forward_drop_without_accept(case: Case, paths: Paths) -> Iterator[Suspicion]
             where=stop.node,
             evidence=[
                 f"{stop.node}: {describe(case, stop.node, stop.verdict)}. No rule before it accepts {_what(stop)}; "
-                f"{len(stop.explains)} failing probes pass there."
+                f"Failing probes that pass there: {len(stop.explains)}."
             ],
             remedy=accepting(case, stop),
             confidence=0.95,
@@ -122,8 +122,8 @@ def _host_port(case: Case, paths: Paths, kubelet: bool) -> Iterator[Suspicion]:
         yield Suspicion(
             where=stop.node,
             evidence=[
-                f"{stop.node} stops {_what(stop)} from {', '.join(stop.peers)}: "
-                f"{describe(case, stop.node, stop.verdict)}. {len(stop.explains)} probes of it failed; "
+                f"{stop.node} stops {_what(stop)} from {_senders(stop)}: "
+                f"{describe(case, stop.node, stop.verdict)}. Failing probes that pass there: {len(stop.explains)}; "
                 f"{case.tally(case.pings(stop.node))} node pings came out as expected."
             ],
             remedy=opening(case, stop, _what(stop)),
@@ -131,6 +131,11 @@ def _host_port(case: Case, paths: Paths, kubelet: bool) -> Iterator[Suspicion]:
             explains=stop.explains,
             ruled_out=["The service being down, or the fabric: the node's own rules stop it, whatever listens."],
         )
+
+
+def _senders(stop: Stop) -> str:
+    """A node itself is no sender to its own INPUT by its network card: its pods are."""
+    return ", ".join(f"pods of {peer}" if peer == stop.node else peer for peer in stop.peers)
 
 
 def _what(stop: Stop) -> str:

@@ -52,7 +52,7 @@ def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]
             remedy=opening(case, stop, name),
             confidence=0.95,
             explains=stop.explains,
-            ruled_out=[f"The fabric dropping {name}: {node}'s own rules stop what arrives, whatever does."],
+            ruled_out=["The fabric: the node's own rules stop what arrives, whatever else does."],
         )
 
 
@@ -101,8 +101,8 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
                 if case.outcome(probe) in DROPPED and any(set(flow.crosses) == pair for flow in paths.flows(probe))
             ),
             ruled_out=[
-                *([f"The firewalls of {here} and {there}: both accept {name} from each other."] if certain else []),
-                f"Forwarding, routes and {overlay.device} of {here} and {there}: as they should be.",
+                *([f"The nodes' firewalls: both ends accept {name} from each other."] if certain else []),
+                f"The nodes' own part: forwarding, routes and {overlay.device} are as they should be at both ends.",
             ],
         )
 

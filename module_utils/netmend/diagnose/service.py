@@ -61,8 +61,8 @@ def kube_services_jump_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
             where=node,
             evidence=[
                 f"{node}: {_listed(missing)}; the chain KUBE-SERVICES itself has {len(rules)} rules. "
-                f"{len(explained)} failing probes ask a Service there; {case.tally(there)} probes from there to pods' "
-                "own addresses came out as expected."
+                f"Failing probes that ask a Service there: {len(explained)}; "
+                f"{case.tally(there)} probes from there to pods' own addresses came out as expected."
             ],
             remedy=Remedy(role="kube_proxy_resync", nodes=[node], text="Let kube-proxy write its jumps again."),
             confidence=0.97 if explained else 0.85,

@@ -126,7 +126,8 @@ def opening(case: Case, stop: Stop, what: str) -> Remedy:
     in_ufw = any(step.chain.startswith("ufw-") for step in (*verdict.path, verdict.rule))
     is_policy = verdict.rule.table == "filter" and verdict.rule.number == 0
     if stop.passage.hook == "INPUT" and case.nodes[node]["ufw"]["enabled"] and (in_ufw or is_policy):
-        text = f"Allow {what} in UFW, from the nodes' own addresses and no others."
+        sources = "nodes' and pods'" if stop.passage.what == "host" else "nodes' own"
+        text = f"Allow {what} in UFW, from the {sources} addresses and no others."
         return Remedy(role="ufw", nodes=[node], text=text)
     if verdict.rule.number:
         return removal(verdict.rule, verdict.backend, node)
