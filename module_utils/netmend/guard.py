@@ -125,9 +125,11 @@ class Guard:
             yield
 
     def _start_timer(self, timeout: int) -> None:
-        argv = ["systemd-run", "--unit", self.timer, f"--on-active={timeout}", "--timer-property=AccuracySec=100ms"]
-        argv += ["--collect", f"--working-directory={node.LIB}", "/usr/bin/python3", "-m", "netmend.guard", self.name]
-        node.run(argv)
+        # A daemon-reload, such as a change of units makes, starts --on-active anew, but not --on-boot, which in turn
+        # counts from elsewhere in a container. The earlier one fires.
+        times = [f"--on-active={timeout}", f"--on-boot={time.monotonic() + timeout:.1f}"]
+        argv = ["systemd-run", "--unit", self.timer, *times, "--timer-property=AccuracySec=100ms", "--collect"]
+        node.run([*argv, f"--working-directory={node.LIB}", "/usr/bin/python3", "-m", "netmend.guard", self.name])
 
     def _stop_timer(self) -> None:
         # The timer's unit vanishes once it has fired.
@@ -170,15 +172,15 @@ def restore(directory: Path) -> List[str]:
             attempt(os.unlink, path)
     for path in state["files"]:
         attempt(copy, _copy_of(directory, path), path)
-    if any(path.startswith("/etc/systemd/") for path in (*present, *state["files"])):
-        attempt(node.run, ["systemctl", "daemon-reload"])
     if "sysctl" in state["undo"]:
         for name, value in state["sysctls"].items():
             attempt(_sysctl(name).write_text, value)
-    if "ufw" in state["undo"]:
-        attempt(_restart_ufw, state["iptables"])
     if "iptables" in state["undo"]:
         attempt(_restore_rules, state["iptables"], state["rules"])
+    if "ufw" in state["undo"]:  # takes seconds: what may be enough to be reachable again comes before it
+        attempt(_restart_ufw, state["iptables"])
+    if any(path.startswith("/etc/systemd/") for path in (*present, *state["files"])):
+        attempt(node.run, ["systemctl", "daemon-reload"])
     return errors
 
 
