@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import bench, build, cluster, fabric, host, machines, network, release, spec
+from . import bench, build, cluster, demo, fabric, host, machines, network, release, spec
 
 ERRORS = (
     build.BuildError,
@@ -65,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     add("inventory", _inventory, "print the path of a lab's Ansible inventory", named=True)
     add("run", _run, "with -- CMD: run it inside a lab's network, as Ansible does", named=True)
     add("outside", _outside, "with -- CMD: run it as a client on the internet", named=True)
+    command = add("with", _with, "start a lab, run what is behind -- inside its network, and end it")
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--name", help="another name than the file's")
+    command = add("demo", _demo, "break a small cluster as the operators' was, find the cause, mend it, prove it")
+    command.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    command = add("fault", _fault, "put a fault of lab/faults.yml into a lab, or take it out again")
+    command.add_argument("words", nargs="+", metavar="[NAME] in|out FAULT", help="see lab/faults.yml for their names")
     command = add("fabric", _fabric, "faults of the network between a lab's nodes")
     command.add_argument("words", nargs="+", metavar="[NAME] add FAULT... | clear | list", help=fabric.HELP)
     command = add("bench", _bench, "start a lab, measure it, and end it")
@@ -116,10 +124,38 @@ def _outside(arguments: argparse.Namespace) -> None:
 
 def _enter(arguments: argparse.Namespace, *, outside: bool) -> None:
     lab = machines.recall(arguments.name)
-    if not arguments.command:
+    _become(_inside(lab, arguments.command, outside=outside))
+
+
+def _with(arguments: argparse.Namespace) -> int:
+    lab = spec.load(arguments.file, arguments.name)
+    argv = _inside(lab, arguments.command)
+    cluster.up(lab, _say)
+    try:
+        return subprocess.run(argv, check=False).returncode
+    finally:
+        machines.destroy(lab.name)
+
+
+def _inside(lab: spec.Lab, command: Sequence[str], *, outside: bool = False) -> list[str]:
+    """The command in a lab's network; it finds the lab's name and inventory in its environment."""
+    if not command:
         raise machines.MachineError("nothing to run: put the command behind --")
     os.environ["NETMEND_LAB"] = lab.name
-    _become(network.inside(lab.name, *arguments.command, outside=outside))
+    os.environ["NETMEND_INVENTORY"] = str(machines.state(lab.name) / "inventory.yml")
+    return network.inside(lab.name, *command, outside=outside)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    return demo.run(_say, keep=arguments.keep)
+
+
+def _fault(arguments: argparse.Namespace) -> None:
+    *name, verb, fault = arguments.words
+    if verb not in ("in", "out") or len(name) > 1 or fault not in spec.faults():
+        raise spec.SpecError(f"`fault [NAME] in|out FAULT`, with FAULT one of {', '.join(spec.faults())}")
+    change = cluster.put_in if verb == "in" else cluster.take_out
+    change(machines.recall(*(name or ["default"])), fault)
 
 
 def _become(argv: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 from textwrap import indent
 
 from . import build, cache, fabric, host, machines, network, release, seed, spec
@@ -98,15 +99,29 @@ def put_in(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     if "fabric" in fault:
         fabric.Fabric(lab.name).add(fault["fabric"])
-        return
+    else:
+        _scripts(lab, fault, "put_in", "holds")
+
+
+def take_out(lab: Lab, name: str) -> None:
+    """Bring the lab back to where it was before a fault of faults.yml, mended or not."""
+    fault = spec.faults()[name]
+    if "fabric" in fault:
+        fabric.Fabric(lab.name).clear()
+    else:
+        _scripts(lab, fault, "take_out")
+
+
+def _scripts(lab: Lab, fault: dict[str, Any], *names: str) -> None:
+    """Run these scripts of a fault on its machines, all at once."""
     nodes = fault_nodes(lab, fault["nodes"])
 
-    def put_in_and_check(machine: Machine) -> None:
-        for script in ("put_in", "holds"):
-            _must(lab, machine, "sh -e", text=fault[script])
+    def run(machine: Machine) -> None:
+        for name in names:
+            _must(lab, machine, "sh -e", text=fault[name])
 
     with ThreadPoolExecutor(len(nodes)) as pool:
-        list(pool.map(put_in_and_check, nodes))
+        list(pool.map(run, nodes))
 
 
 def fault_nodes(lab: Lab, where: str) -> list[Machine]:

@@ -85,6 +85,7 @@ def inventory(lab: Lab, state: Path) -> dict[str, object]:
         "k3s_cluster": {
             "children": {"k3s_servers": group("server"), "k3s_agents": group("agent")},
             "vars": {
+                "netmend_lab": lab.name,
                 "ansible_user": "root",
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_private_key_file": str(state / KEY),
