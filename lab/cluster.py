@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 from textwrap import indent
+from typing import Any
 
 from . import build, cache, fabric, host, machines, network, release, seed, spec
 from .spec import Lab, Machine

@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
 
 
 class Playbooks:
+    PROGRAM = Path(sys.executable).with_name("ansible-playbook")
+
     def __init__(self, inventory: Path, reports: Path) -> None:
         self.inventory, self.reports = inventory, reports
 
@@ -40,8 +42,7 @@ class Playbooks:
         report = self.reports / "report.json"
         report.unlink(missing_ok=True)
         done = subprocess.run(
-            [Path(sys.executable).with_name("ansible-playbook"), "-i", self.inventory, name]
-            + ["-e", f"netmend_report_dir={self.reports}", *arguments],
+            [self.PROGRAM, "-i", self.inventory, "-e", f"netmend_report_dir={self.reports}", name, *arguments],
             cwd=ROOT,
             env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
             capture_output=True,
