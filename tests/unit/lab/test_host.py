@@ -27,7 +27,7 @@ def test_too_little_disk(monkeypatch, tmp_path):
 def test_not_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for prepare in (host.prepare_build, host.prepare_run):
-        with pytest.raises(host.HostError, match="needs root.* sudo"):
+        with pytest.raises(host.HostError, match=r"needs root.* sudo"):
             prepare(0)
 
 
