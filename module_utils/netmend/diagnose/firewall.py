@@ -9,6 +9,7 @@ from ..walk import Packet, Verdict, walk
 from .case import Case
 from .path import Block, Paths
 from .registry import FIREWALL, KERNEL, Suspicion, fault
+from .service import flushed
 from .stops import Stop, accepting, by_kubernetes_backend, describe, opening, policy_jumps, removal, stops
 
 KUBELET_PORT = 10250
@@ -48,7 +49,7 @@ def reject_before_accept(case: Case, paths: Paths) -> Iterator[Suspicion]:
         yield Suspicion(
             where=stop.node,
             evidence=[
-                f"{stop.node}: {describe(case, stop.node, stop.verdict)}. It stops {_what(stop)}; "
+                f"{stop.node}: {describe(case, stop.node, stop.verdict)}. It stops {_what(stop)}. "
                 f"Failing probes that pass there: {len(stop.explains)}."
             ],
             remedy=accepting(case, stop),
@@ -60,16 +61,21 @@ def reject_before_accept(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 @fault("forward-drop-without-accept", 23, "FORWARD drops by policy, and nothing accepts pods' packets", FIREWALL)
 def forward_drop_without_accept(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    """FORWARD with policy DROP is healthy while the accepts before it work, as with UFW: only a failure counts."""
+    """FORWARD with policy DROP is healthy while the accepts before it work, as with UFW: only a failure counts.
+
+    Where a flush took the accepts, those of Kubernetes come back, and need none of ours.
+    """
 
     def wanted(block: Block) -> bool:
         return by_kubernetes_backend(case, block) and block.passage.hook == "FORWARD" and block.verdict.rule.number == 0
 
     for stop in stops(case, paths, wanted):
+        if flushed(case, stop.node):
+            continue
         yield Suspicion(
             where=stop.node,
             evidence=[
-                f"{stop.node}: {describe(case, stop.node, stop.verdict)}. No rule before it accepts {_what(stop)}; "
+                f"{stop.node}: {describe(case, stop.node, stop.verdict)}. No rule before it accepts {_what(stop)}. "
                 f"Failing probes that pass there: {len(stop.explains)}."
             ],
             remedy=accepting(case, stop),
@@ -105,7 +111,7 @@ def accept_before_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 where=node,
                 evidence=[
                     f"{node}: {describe(case, node, verdict)}. It stands before rule {first}, the jump to "
-                    f"{jump['target']}: what it accepts is not held to the cluster's {policies} NetworkPolicies."
+                    f"{jump['target']}: what it accepts is held to no NetworkPolicy; the cluster has {policies}."
                 ],
                 remedy=remedy,
                 confidence=0.9 if policies else 0.7,

@@ -10,6 +10,8 @@ from .case import BLOCKED, Case, ids
 from .path import Paths
 from .registry import FLUSH, SERVICE, Suspicion, fault
 
+NAMED_JUMPS = 3  # in a sentence
+
 
 @fault("firewall-flush", 26, "A firewall reload flushes the rules of Kubernetes", FLUSH)
 def firewall_flush(case: Case, paths: Paths) -> Iterator[Suspicion]:
@@ -20,9 +22,9 @@ def firewall_flush(case: Case, paths: Paths) -> Iterator[Suspicion]:
     It is given less confidence, and stands behind what does fail. With UFW off it is none.
     """
     for node, facts in case.nodes.items():
-        flushed = _flushed(case, node)
+        lost = flushed(case, node)
         bites = facts["ufw"]["enabled"] and facts["ufw"]["manage_builtins"]
-        if not flushed and not bites:
+        if not lost and not bites:
             continue
         missing = missing_jumps(case.ruleset(node)) if _keeps_jumps(case, node) else []
         evidence = [f"{node}: {_listed(missing)}."] if missing else []
@@ -38,9 +40,9 @@ def firewall_flush(case: Case, paths: Paths) -> Iterator[Suspicion]:
             where=node,
             evidence=evidence,
             remedy=Remedy(role="ufw" if bites else "kube_proxy_resync", nodes=[node], text=text),
-            confidence=(0.95 if bites else 0.8) if flushed else 0.6,
-            explains=_explained(case, paths, node, missing) if flushed else frozenset(),
-            ruled_out=["A single lost jump: all of the filter table's are gone at once."] if flushed else [],
+            confidence=(0.95 if bites else 0.8) if lost else 0.6,
+            explains=_explained(case, paths, node, missing) if lost else frozenset(),
+            ruled_out=["A single lost jump: all of the filter table's are gone at once."] if lost else [],
         )
 
 
@@ -52,7 +54,7 @@ def kube_services_jump_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
             continue
         missing = missing_jumps(case.ruleset(node))
         managed = case.nodes[node]["ufw"]["enabled"] and case.nodes[node]["ufw"]["manage_builtins"]
-        if not missing or (_flushed(case, node) and not managed):
+        if not missing or (flushed(case, node) and not managed):
             continue  # nothing is missing, or a flush is named, with the same remedy
         rules = case.ruleset(node).get("nat", {}).get("KUBE-SERVICES", {"rules": []})["rules"]
         explained = _explained(case, paths, node, missing)
@@ -76,19 +78,21 @@ def _keeps_jumps(case: Case, node: str) -> bool:
     return "KUBE-PROXY-CANARY" in case.ruleset(node).get("mangle", {})
 
 
-def _flushed(case: Case, node: str) -> bool:
+def flushed(case: Case, node: str) -> bool:
+    """Whether none of kube-proxy's jumps is left in the filter table."""
     jumps = {jump for jump in JUMPS if jump.table == "filter"}
     return _keeps_jumps(case, node) and jumps <= set(missing_jumps(case.ruleset(node)))
 
 
 def _listed(missing: List[Jump]) -> str:
-    return f"{len(missing)} of {len(JUMPS)} jumps of kube-proxy are missing ({', '.join(map(str, missing))})"
+    named = f" ({', '.join(map(str, missing))})" if len(missing) <= NAMED_JUMPS else ""
+    return f"{len(missing)} of {len(JUMPS)} jumps of kube-proxy are missing{named}"
 
 
 def _explained(case: Case, paths: Paths, node: str, missing: List[Jump]) -> FrozenSet[str]:
     """Failing probes whose Service would be found by a missing jump; all that the node forwards, if those are gone."""
     untranslated: Set[Tuple[str, str]] = {(node, jump.hook) for jump in missing if jump.table == "nat"}
-    unaccepted = _flushed(case, node)
+    unaccepted = flushed(case, node)
     return ids(
         probe
         for probe in case.failed
