@@ -118,7 +118,8 @@ def window(table: Table, wanted: Wanted) -> Window:
         if i >= lowest and taken != NONE:
             highest = i
             break
-    return Window(lowest, highest, lowest if first else highest)
+    # Policy chains that are not there yet will be put on top. Further down stands UFW's log of what it blocks.
+    return Window(lowest, highest, lowest if wanted["after"] else highest)
 
 
 def apply(ruleset: Ruleset, steps: Iterable[Step]) -> Ruleset:

@@ -169,6 +169,14 @@ def test_smallest_plan_keeps_the_longest_right_run():
     assert forward(apply(ruleset, steps)) == [*many, "-j DROP"]
 
 
+def test_before_kubernetes_has_started():
+    ruleset = chains(["-j ufw-after-logging-forward", "-j ufw-reject-forward"], ufw_reject_forward=["-j REJECT"])
+    after = apply(ruleset, plan(ruleset, wanted()))
+    assert targets(after) == ["own", "own", "ufw-after-logging-forward", "ufw-reject-forward"]
+    prepended = [["-t", "filter", "-I", "FORWARD", "1", "-j", "KUBE-FORWARD"]]
+    assert plan(apply(after, prepended), wanted()) == []
+
+
 def test_own_rules_of_other_names_and_chains():
     other = rule_spec("pods-too", {"jump": "ACCEPT"})
     ruleset = parse_save(
