@@ -184,7 +184,7 @@ def test_own_rules_of_other_names_and_chains():
     )
     after = apply(ruleset, plan(ruleset, wanted()))
     assert after["filter"]["INPUT"]["rules"] == []
-    assert forward(after) == [other, *SPECS]
+    assert forward(after) == [*SPECS, other]
 
 
 def test_missing_chains():
