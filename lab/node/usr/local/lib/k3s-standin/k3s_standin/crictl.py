@@ -19,6 +19,12 @@ from .paths import CONTAINERD_SOCKET
 
 CTR = ("ctr", "-a", str(CONTAINERD_SOCKET), "-n", "k8s.io")
 KIND = "io.cri-containerd.kind"
+_STATES = {
+    "SANDBOX_READY": "Ready",
+    "SANDBOX_NOTREADY": "NotReady",
+    "CONTAINER_RUNNING": "Running",
+    "CONTAINER_EXITED": "Exited",
+}
 USAGE = "crictl of the k3s stand-in: pods | ps [-a], each with -o json or -q; inspectp ID; inspect ID; images [-q]"
 
 
@@ -98,7 +104,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for c in found:
         labels = c["labels"]
         created = datetime.fromtimestamp(int(c["createdAt"]) / 1e9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        state = c["state"].partition("_")[2].capitalize()
+        state = _STATES[c["state"]]
         pod, namespace = (labels.get(f"io.kubernetes.pod.{k}", "") for k in ("name", "namespace"))
         rows.append([c["id"][:13], created, state, c["metadata"]["name"], namespace, pod])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -1,6 +1,5 @@
 """What `k3s --version` says."""
 
-COMMIT = "netmend"
 VERSION = "v1.36.3+k3s1"
 GO = "go1.26"
 
