@@ -35,7 +35,7 @@ def test_the_operators_rules_stand_as_they_did(host: Host, added: list[str]) -> 
     assert theirs == [
         "ufw allow 22/tcp",
         "ufw allow from 10.0.0.0/16 to any port 6443,10250 proto tcp comment 'API and kubelet'",
-        "ufw allow 443/tcp comment \"the operator's own\"",
+        "ufw allow 443/tcp comment 'the operators own'",
     ]
 
 
