@@ -13,9 +13,10 @@ DOCUMENTATION = """
 module: netmend_kube_proxy_resync
 short_description: Let kube-proxy write its rules and jumps again
 description:
-  - Looks for the jumps that kube-proxy keeps in the nat and filter tables. Where one is missing, takes kube-proxy's empty canary
-    chains away. kube-proxy looks for them every sync period (30 s by default), takes the tables for flushed, and then
-    writes everything again, in its own order. No rule of anyone else is touched, and no connection is cut.
+  - Looks for the jumps that kube-proxy keeps in the nat and filter tables. Where one is missing, takes kube-proxy's
+    empty canary chains away. kube-proxy looks for them every sync period (30 s by default), takes the tables for
+    flushed, and then writes everything again, in its own order. No rule of anyone else is touched, and no connection
+    is cut.
   - Waits until the jumps are back, and fails if they are not by I(timeout), with what to do then.
 options:
   timeout:
@@ -73,7 +74,8 @@ def _resync(module: AnsibleModule) -> float:
     iptables = module.get_bin_path("iptables", required=True)
     for table in CANARY_TABLES:
         # A canary that is gone already is as good as one that was taken away.
-        module.run_command([iptables, "-w", "-t", table, "-X", "KUBE-PROXY-CANARY"], environ_update={"LC_ALL": "C"})
+        canary = [iptables, "-w", "-t", table, "-X", "KUBE-PROXY-CANARY"]
+        module.run_command(canary, environ_update={"LC_ALL": "C"})
     started = time.monotonic()
     while time.monotonic() - started < module.params["timeout"]:
         if not _missing(module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 from .model import Ruleset
 
@@ -37,8 +37,9 @@ JUMPS = (
 
 def missing_jumps(ruleset: Ruleset) -> List[Jump]:
     """The jumps that kube-proxy wants and that are not there, nat first: without those no Service answers."""
-    return [
-        jump
-        for jump in JUMPS
-        if not any(rule["target"] == jump.target for rule in ruleset.get(jump.table, {}).get(jump.hook, {"rules": []})["rules"])
-    ]
+    return [jump for jump in JUMPS if jump.target not in _targets(ruleset, jump)]
+
+
+def _targets(ruleset: Ruleset, jump: Jump) -> List[Optional[str]]:
+    chain = ruleset.get(jump.table, {}).get(jump.hook)
+    return [rule["target"] for rule in chain["rules"]] if chain else []

@@ -1,4 +1,4 @@
-"""What was measured, found and changed, as one object and as text. Pure; the HTML page is a template over the object."""
+"""What was measured, found and changed, as one object and as text. Pure; the page is a template over the object."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def _verdict(now: Judgement, before: Optional[Judgement], changes: List[Change])
 def _matrix_lines(matrix: Matrix) -> List[str]:
     lines = ["Matrix"]
     for name, row in matrix["rows"].items():
-        lines.append(f"  {name:<16} {row['ok']:>4} of {row['total']:<4} {'ok' if row['ok'] == row['total'] else 'NOT OK'}")
-        if row["ok"] != row["total"]:
-            lines += _row_lines(row)
+        good = row["ok"] == row["total"]
+        lines.append(f"  {name:<16} {row['ok']:>4} of {row['total']:<4} {'ok' if good else 'NOT OK'}")
+        lines += [] if good else _row_lines(row)
     return lines
 
 
@@ -146,7 +146,7 @@ def _remedy(finding: Finding) -> str:
         parts.append(f"role {remedy['role']} on {', '.join(remedy.get('nodes', []))}")
     if remedy.get("command"):
         parts.append(f"`{remedy['command']}`")
-    return "; ".join(part for part in parts if part)
+    return "; ".join(part.rstrip(".") for part in parts if part)
 
 
 def _diff_lines(change: Change) -> List[str]:
@@ -159,9 +159,12 @@ def _diff_lines(change: Change) -> List[str]:
 
 
 def _merge(into: Dict[str, Any], more: Dict[str, Any]) -> None:
-    """Variables of two findings for one role on one node: lists are joined, anything else is said by the later one."""
+    """What two findings ask of one role on one node, taken together: all lists, all keys, either switch."""
     for key, value in more.items():
-        if isinstance(value, list) and isinstance(into.get(key), list):
-            into[key] = into[key] + [item for item in value if item not in into[key]]
+        there = into.get(key)
+        if isinstance(value, list):
+            into[key] = (there or []) + [item for item in value if item not in (there or [])]
+        elif isinstance(value, dict):
+            into[key] = {**(there or {}), **value}
         else:
-            into[key] = value
+            into[key] = there or value

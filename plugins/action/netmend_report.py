@@ -11,6 +11,7 @@ import jinja2
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     """Arguments: ``report`` (report.Report), ``directory``. In check mode, too, it writes: it changes no machine."""
 
@@ -29,12 +30,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             for name, text in written.items():
                 _write(directory / name, text)
         except OSError as error:
-            raise AnsibleActionFail(f"The report cannot be written: {error}. Set netmend_report_dir to where it can.") from error
+            message = f"The report cannot be written: {error}. Set netmend_report_dir to where it can."
+            raise AnsibleActionFail(message) from error
         return {**result, "changed": False, "files": [str(directory / name) for name in written]}
 
     def _page(self, report: Any) -> str:
         template = Path(self._find_needle("templates", "report.html.j2")).read_text(encoding="utf-8")
-        return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template).render(report=report)
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        return environment.from_string(template).render(report=report)
 
 
 def _write(path: Path, text: str) -> None:

@@ -55,9 +55,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
             super().v2_playbook_on_include(included_file)
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
-        if self._display.verbosity or task.action.rpartition(".")[2] in QUIET:
-            return
-        self._announce(task)
+        # A task with a condition is announced when it turns out to run.
+        if not self._display.verbosity and not task.when and task.action.rpartition(".")[2] not in QUIET:
+            self._announce(task)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         if result.task.action.rpartition(".")[2] == "debug" and "msg" in result.result:
@@ -66,8 +66,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
             super().v2_runner_on_ok(result)
         else:
             self._handle_warnings_and_exception(result)
-            if result.result.get("changed"):
+            if result.task.action.rpartition(".")[2] not in QUIET:
                 self._announce(result.task)
+            if result.result.get("changed"):
                 self._display.display(f"            changed: {self.host_label(result)}", color=C.COLOR_CHANGED)
 
     def v2_runner_on_skipped(self, result: Any) -> None:

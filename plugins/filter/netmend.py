@@ -17,7 +17,13 @@ from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
 
-ROLES = ("ufw", "iptables_forward", "kube_proxy_resync")
+# What the roles register -> the role.
+RESULTS = {
+    "ufw_result": "ufw",
+    "iptables_forward_result": "iptables_forward",
+    "iptables_forward_sysctl_result": "iptables_forward",
+    "kube_proxy_resync_result": "kube_proxy_resync",
+}
 
 Hosts = Iterable[Mapping[str, Any]]
 
@@ -75,11 +81,11 @@ def netmend_report(hosts: Hosts, time: str) -> dict[str, Any]:
 
 
 def _changes(host: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What each role left as ROLE_result, on one host, where it changed something."""
-    for role in ROLES:
-        result = _plain(host.get(f"{role}_result", {}))
+    """What each role left on one host, where it changed something."""
+    for variable, role in RESULTS.items():
+        result = _plain(host.get(variable, {}))
         if result.get("changed"):
-            diff = result.get("diff", [])
+            diff = result.get("diff") or {"before": "", "after": result.get("stdout", "")}
             yield {"node": host["inventory_hostname"], "role": role, "diff": diff if isinstance(diff, list) else [diff]}
 
 

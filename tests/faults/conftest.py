@@ -1,67 +1,25 @@
-"""Runs the playbooks against the lab that the tests run in: `python -m lab run -- pytest tests/faults`."""
+"""The playbooks and the lab that the tests run in: `python -m lab with default -- pytest tests/faults`."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-class Outcome(NamedTuple):
-    code: int  # ansible-playbook's exit code
-    output: str
-    report: dict[str, Any]  # reports/report.json
-
-    @property
-    def named(self) -> list[str]:
-        """The faults that were found first, in their order."""
-        return [finding["fault"] for finding in (self.report["before"] or self.report["now"])["findings"]]
-
-    @property
-    def changed(self) -> int:
-        """How many tasks changed something, on all hosts, as the recap counts them."""
-        recap = self.output.rpartition("PLAY RECAP")[2]
-        return sum(int(word.partition("=")[2]) for word in recap.split() if word.startswith("changed="))
-
-
-class Playbooks:
-    PROGRAM = Path(sys.executable).with_name("ansible-playbook")
-
-    def __init__(self, inventory: Path, reports: Path) -> None:
-        self.inventory, self.reports = inventory, reports
-
-    def run(self, name: str, *arguments: str, limit: int = 300) -> Outcome:
-        """Runs a playbook; the report is empty where it wrote none. Raises TimeoutExpired after ``limit`` seconds."""
-        report = self.reports / "report.json"
-        report.unlink(missing_ok=True)
-        done = subprocess.run(
-            [self.PROGRAM, "-i", self.inventory, "-e", f"netmend_report_dir={self.reports}", name, *arguments],
-            cwd=ROOT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-        written = json.loads(report.read_text()) if report.exists() else {}
-        return Outcome(done.returncode, done.stdout + done.stderr, written)
+from lab import machines
+from lab.playbooks import Playbooks
+from lab.spec import Lab
 
 
 @pytest.fixture(scope="session")
-def inventory() -> Path:
-    """The inventory of the machines under test: $NETMEND_INVENTORY, which the lab sets."""
-    if "NETMEND_INVENTORY" not in os.environ:
-        pytest.fail("NETMEND_INVENTORY is not set: run these with `python -m lab run -- pytest tests/faults`")
-    return Path(os.environ["NETMEND_INVENTORY"])
+def lab() -> Lab:
+    """The lab that the tests run in."""
+    if "NETMEND_LAB" not in os.environ:
+        pytest.fail("not in a lab: run these with `python -m lab with default -- pytest tests/faults`")
+    return machines.recall(os.environ["NETMEND_LAB"])
 
 
 @pytest.fixture(scope="session")
-def playbooks(inventory: Path, tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
-    return Playbooks(inventory, tmp_path_factory.mktemp("reports"))
+def playbooks(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
+    return Playbooks(Path(os.environ["NETMEND_INVENTORY"]), tmp_path_factory.mktemp("reports"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lab import cluster, machines, spec
-
-from .conftest import Playbooks
+from lab import cluster, spec
+from lab.playbooks import Playbooks
+from lab.spec import Lab
 
 FAULTS = spec.faults()
 HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
@@ -19,9 +18,8 @@ LEFT = [name for name in FAULTS if name not in HEALTHY + MENDED]
 
 
 @pytest.fixture
-def fault(request: pytest.FixtureRequest, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
+def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
-    lab = machines.recall(os.environ["NETMEND_LAB"])
     name = request.param
     cluster.put_in(lab, name)
     yield name, FAULTS[name]

@@ -154,21 +154,20 @@ def test_tcp_connects(client: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("namespace", "chain", "answer", "expected"),
+    ("chain", "answer", "expected"),
     [
-        (SERVER, "INPUT", "tcp-reset", ("refused", "RST")),
-        (SERVER, "INPUT", "icmp-port-unreachable", ("refused", f"icmp port-unreachable from {SERVER_IP}")),
-        (ROUTER, "FORWARD", "icmp-port-unreachable", ("refused", f"icmp port-unreachable from {ROUTER_IP}")),
-        (ROUTER, "FORWARD", "icmp-net-unreachable", ("unreachable", f"icmp net-unreachable from {ROUTER_IP}")),
-        (ROUTER, "FORWARD", "icmp-host-unreachable", ("unreachable", f"icmp host-unreachable from {ROUTER_IP}")),
-        (ROUTER, "FORWARD", "icmp-net-prohibited", ("prohibited", f"icmp net-prohibited from {ROUTER_IP}")),
-        (ROUTER, "FORWARD", "icmp-host-prohibited", ("prohibited", f"icmp host-prohibited from {ROUTER_IP}")),
-        (ROUTER, "FORWARD", "icmp-admin-prohibited", ("prohibited", f"icmp admin-prohibited from {ROUTER_IP}")),
+        ("INPUT", "tcp-reset", ("refused", "RST")),
+        ("INPUT", "icmp-port-unreachable", ("refused", f"icmp port-unreachable from {SERVER_IP}")),
+        ("FORWARD", "icmp-port-unreachable", ("refused", f"icmp port-unreachable from {ROUTER_IP}")),
+        ("FORWARD", "icmp-net-unreachable", ("unreachable", f"icmp net-unreachable from {ROUTER_IP}")),
+        ("FORWARD", "icmp-host-unreachable", ("unreachable", f"icmp host-unreachable from {ROUTER_IP}")),
+        ("FORWARD", "icmp-net-prohibited", ("prohibited", f"icmp net-prohibited from {ROUTER_IP}")),
+        ("FORWARD", "icmp-host-prohibited", ("prohibited", f"icmp host-prohibited from {ROUTER_IP}")),
+        ("FORWARD", "icmp-admin-prohibited", ("prohibited", f"icmp admin-prohibited from {ROUTER_IP}")),
     ],
 )
-def test_tcp_tells_who_rejects_and_how(
-    client: int, namespace: str, chain: str, answer: str, expected: tuple[str, str]
-) -> None:
+def test_tcp_tells_who_rejects_and_how(client: int, chain: str, answer: str, expected: tuple[str, str]) -> None:
+    namespace = SERVER if chain == "INPUT" else ROUTER
     with (
         listening(socket.SOCK_STREAM, accept) as port,
         rule(namespace, chain, "-p", "tcp", "-d", SERVER_IP, "-j", "REJECT", "--reject-with", answer),

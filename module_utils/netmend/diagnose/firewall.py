@@ -106,7 +106,12 @@ def accept_before_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
             jump = case.ruleset(node)["filter"]["FORWARD"]["rules"][first - 1]
             remedy = removal(verdict.root, verdict.backend, node)
             if "netmend:" in verdict.root.spec:
-                remedy = Remedy(role="iptables_forward", nodes=[node], text="Put the accept behind the policy chains.")
+                remedy = Remedy(
+                    role="iptables_forward",
+                    nodes=[node],
+                    vars={"iptables_forward_accepts": True},
+                    text="Put the accept behind the policy chains.",
+                )
             yield Suspicion(
                 where=node,
                 evidence=[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Any, Dict, Iterator
 
 from ..model import Remedy
 from .case import BLOCKED, Case, ids
@@ -30,6 +30,7 @@ def ip_forward_off(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="iptables_forward",
                 nodes=[node],
+                vars=_parameter("net.ipv4.ip_forward"),
                 text="Set net.ipv4.ip_forward to 1, and keep it in /etc/sysctl.d.",
             ),
             confidence=0.99,
@@ -65,9 +66,15 @@ def bridge_nf_off(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="iptables_forward",
                 nodes=[node],
+                vars=_parameter("net.bridge.bridge-nf-call-iptables"),
                 text="Set net.bridge.bridge-nf-call-iptables to 1, and keep it in /etc/sysctl.d.",
             ),
             confidence=0.95 if explained else 0.85,
             explains=explained,
             ruled_out=["kube-proxy: a Service whose endpoint is on another node is not concerned."],
         )
+
+
+def _parameter(name: str) -> Dict[str, Any]:
+    """What the role iptables_forward is given to set one kernel parameter, and do nothing else."""
+    return {"iptables_forward_accepts": False, "iptables_forward_sysctls": {name: "1"}}

@@ -75,12 +75,13 @@ def accepting(case: Case, stop: Stop) -> Remedy:
     jumps = [i for i, rule in enumerate(rules, 1) if (rule["target"] or "").startswith(CHAINS_BEFORE_ACCEPTS)]
     if verdict.root.table == "filter" and (verdict.root.number or len(rules) + 1) > max(jumps, default=0):
         text = "Put accepts for pods behind the policy chains and before what stops them; the policy stays as it is."
-        return Remedy(role="iptables_forward", nodes=[node], text=text)
+        return Remedy(role="iptables_forward", nodes=[node], vars={"iptables_forward_accepts": True}, text=text)
     remedy = removal(verdict.rule, verdict.backend, node)
     direct = verdict.rule == verdict.root and verdict.root.table == "filter"
     if direct and _stops_all_pods(case, rules[verdict.root.number - 1]):
         remedy["role"] = "iptables_forward"
-        remedy["text"] = "Remove this rule, which stops all pods' packets, and accept them behind the policy chains."
+        remedy["vars"]["iptables_forward_accepts"] = False  # what else would stop them is a finding of its own
+        remedy["text"] = "Remove this rule, which stops all pods' packets; what stands behind it decides again."
     return remedy
 
 

@@ -41,7 +41,7 @@ def test_a_rule_that_stops_all_pods_before_kubernetes_chains_is_removed(flannel)
 
 def test_a_rule_behind_kubernetes_chains_stays_and_gets_accepts_before_it(flannel):
     remedy = forward_rule(flannel, CLUSTER_WIDE, number=5)["remedy"]
-    assert (remedy["role"], remedy.get("vars")) == ("iptables_forward", None)
+    assert (remedy["role"], remedy["vars"]) == ("iptables_forward", {"iptables_forward_accepts": True})
 
 
 def test_a_rule_that_somebody_may_have_meant_is_left_to_the_operator(flannel):
