@@ -72,11 +72,7 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
     first = lab.machines[0]
     _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
-    nodes = [f"node/{machine.name}" for machine in lab.machines]
-    # It can wait for one node that is not there yet, and not for several.
-    for node in nodes:
-        _k3s(lab, first, f"k3s kubectl wait --for=create {node} --timeout={READY_WITHIN}s")
-    _k3s(lab, first, f"k3s kubectl wait --for=condition=Ready {' '.join(nodes)} --timeout={READY_WITHIN}s")
+    _wait_for_nodes(lab)
     reached("ready", "all nodes are Ready")
     if lab.apps:
         apply(lab)
@@ -90,8 +86,43 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
 def apply(lab: Lab) -> None:
     """Apply the lab's manifests and wait until everything that runs pods has all of them."""
     for app in lab.apps:
-        _must(lab, lab.machines[0], "k3s kubectl apply -f -", text=app.read_text())
-    _must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
+        must(lab, lab.machines[0], "k3s kubectl apply -f -", text=app.read_text())
+    must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
+
+
+def wait(lab: Lab) -> None:
+    """Wait until all nodes are Ready, and everything that runs pods has all of them."""
+    _wait_for_nodes(lab)
+    must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
+
+
+def reboot(lab: Lab, machine: Machine) -> None:
+    """Reboot a machine, and wait until the cluster has noticed and has its pods there again."""
+    boot = "/proc/sys/kernel/random/boot_id"
+    before = must(lab, machine, f"cat {boot}; systemctl reboot").splitlines()[0]
+    deadline = time.monotonic() + READY_WITHIN
+    while (now := _boot(lab, machine, boot)) in ("", before):
+        if time.monotonic() > deadline:
+            words = machines.last_words(lab.name, machine.name)
+            raise machines.MachineError(f"{machine.name} does not come back{words}")
+        time.sleep(0.5)
+    noticed = f"--for=jsonpath='{{.status.nodeInfo.bootID}}'={now} node/{machine.name} --timeout={READY_WITHIN}s"
+    must(lab, lab.machines[0], f"k3s kubectl wait {noticed}")
+    wait(lab)
+
+
+def _boot(lab: Lab, machine: Machine, path: str) -> str:
+    """The machine's boot ID; empty while it does not answer."""
+    argv = machines.ssh(lab.name, machine, f"cat {path}")
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _wait_for_nodes(lab: Lab) -> None:
+    nodes = [f"node/{machine.name}" for machine in lab.machines]
+    # It can wait for one node that is not there yet, and not for several.
+    for node in nodes:
+        _k3s(lab, lab.machines[0], f"k3s kubectl wait --for=create {node} --timeout={READY_WITHIN}s")
+    _k3s(lab, lab.machines[0], f"k3s kubectl wait --for=condition=Ready {' '.join(nodes)} --timeout={READY_WITHIN}s")
 
 
 def put_in(lab: Lab, name: str) -> None:
@@ -118,7 +149,7 @@ def _scripts(lab: Lab, fault: dict[str, Any], *names: str) -> None:
 
     def run(machine: Machine) -> None:
         for name in names:
-            _must(lab, machine, "sh -e", text=fault[name])
+            must(lab, machine, "sh -e", text=fault[name])
 
     with ThreadPoolExecutor(len(nodes)) as pool:
         list(pool.map(run, nodes))
@@ -131,9 +162,9 @@ def fault_nodes(lab: Lab, where: str) -> list[Machine]:
 
 
 def _k3s(lab: Lab, server: Machine, command: str) -> None:
-    """_must, for what waits on K3s: the message has the end of its journal on the first node that failure names."""
+    """must, for what waits on K3s: the message has the end of its journal on the first node that failure names."""
     try:
-        _must(lab, server, command)
+        must(lab, server, command)
     except ClusterError as problem:
         machine = next((machine for machine in lab.machines if f"nodes/{machine.name}" in str(problem)), server)
         unit = seed.UNITS[machine.role]
@@ -144,8 +175,8 @@ def _k3s(lab: Lab, server: Machine, command: str) -> None:
         ) from None
 
 
-def _must(lab: Lab, machine: Machine, command: str, text: str = "") -> None:
-    """Run a command on a machine; ClusterError with what it said when it fails."""
+def must(lab: Lab, machine: Machine, command: str, text: str = "") -> str:
+    """What a command says on a machine; ClusterError with that when it fails."""
     argv = machines.ssh(lab.name, machine, command)
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=READY_WITHIN + 30)
@@ -155,6 +186,7 @@ def _must(lab: Lab, machine: Machine, command: str, text: str = "") -> None:
         raise machines.MachineError(f"{machine.name} is gone{machines.last_words(lab.name, machine.name)}")
     if done.returncode:
         raise ClusterError(f"{machine.name}: `{command}` failed: {done.stdout}{done.stderr}".rstrip())
+    return done.stdout
 
 
 @contextmanager

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from . import cluster, machines, network, spec
 from .outside import listen
+from .playbooks import Playbooks
 
-ROOT = Path(__file__).parents[1]
 FILE = Path("demo")
+REPORTS = Path(__file__).parents[1] / "reports"
 
 Progress = Callable[[str], None]
 
@@ -22,6 +20,7 @@ def run(progress: Progress, *, keep: bool = False) -> int:
     """Returns 0 where everything was as it has to be. The lab ends with it, unless it is kept."""
     began = time.monotonic()
     lab = spec.load(FILE)
+    playbooks = Playbooks(lab, REPORTS)
 
     def step(text: str) -> None:
         progress(f"\n=== {text} ({time.monotonic() - began:.0f} s)")
@@ -35,9 +34,9 @@ def run(progress: Progress, *, keep: bool = False) -> int:
         step("What answers from the internet now")
         progress(listen(lab))
         step("ansible-playbook fix_network.yml --diff")
-        mended = _playbook(lab, "fix_network.yml", "--diff")
+        mended = _shown(playbooks, "fix_network.yml", "--diff")
         step("Once more: nothing may change")
-        again = _playbook(lab, "fix_network.yml")
+        again = _shown(playbooks, "fix_network.yml")
         step("What answers from the internet now")
         progress(listen(lab))
     finally:
@@ -48,12 +47,7 @@ def run(progress: Progress, *, keep: bool = False) -> int:
     return mended or again
 
 
-def _playbook(lab: spec.Lab, name: str, *arguments: str) -> int:
-    reports = ROOT / "reports"
-    argv = [
-        str(Path(sys.executable).with_name("ansible-playbook")),
-        *("-i", str(machines.state(lab.name) / "inventory.yml"), "-e", f"netmend_report_dir={reports}"),
-        *(name, *arguments),
-    ]
-    environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    return subprocess.run(network.inside(lab.name, *argv), cwd=ROOT, env=environment, check=False).returncode
+def _shown(playbooks: Playbooks, name: str, *arguments: str) -> int:
+    """Runs a playbook on this terminal; returns its exit code."""
+    with playbooks.start(name, *arguments, output=None) as process:
+        return process.wait()

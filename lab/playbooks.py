@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import machines, network
+from .spec import Lab
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).with_name("ansible-playbook")
 
@@ -31,21 +34,31 @@ class Outcome(NamedTuple):
 
 
 class Playbooks:
-    def __init__(self, inventory: Path, reports: Path) -> None:
-        self.inventory, self.reports = inventory, reports
+    """Runs playbooks inside a lab's network; what they report is put into a directory."""
+
+    def __init__(self, lab: Lab, reports: Path) -> None:
+        self.lab, self.reports = lab, reports
 
     def run(self, name: str, *arguments: str, limit: int = 300) -> Outcome:
         """Runs a playbook; the report is empty where it wrote none. Raises TimeoutExpired after ``limit`` seconds."""
         report = self.reports / "report.json"
         report.unlink(missing_ok=True)
-        done = subprocess.run(
-            [PROGRAM, "-i", self.inventory, "-e", f"netmend_report_dir={self.reports}", name, *arguments],
-            cwd=ROOT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
+        with self.start(name, *arguments) as process:
+            output, _ = process.communicate(timeout=limit)
         written = json.loads(report.read_text()) if report.exists() else {}
-        return Outcome(done.returncode, done.stdout + done.stderr, written)
+        return Outcome(process.returncode, output, written)
+
+    def start(self, name: str, *arguments: str, output: int | None = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Starts a playbook in a process group of its own; with None for output, on the terminal and in its group."""
+        inventory = machines.state(self.lab.name) / "inventory.yml"
+        settings = ["-i", str(inventory), "-e", f"netmend_report_dir={self.reports}"]
+        return subprocess.Popen(
+            network.inside(self.lab.name, str(PROGRAM), *settings, name, *arguments),
+            cwd=ROOT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            text=True,
+            start_new_session=output is not None,
+        )

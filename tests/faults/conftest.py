@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -22,4 +21,4 @@ def lab() -> Lab:
 
 @pytest.fixture(scope="session")
 def playbooks(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Playbooks:
-    return Playbooks(Path(os.environ["NETMEND_INVENTORY"]), tmp_path_factory.mktemp("reports"))
+    return Playbooks(lab, tmp_path_factory.mktemp("reports"))

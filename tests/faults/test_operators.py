@@ -1,0 +1,67 @@
+"""The operators' cluster once mended: it stays so, and nothing answers to the internet that did not have to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lab import cluster, outside
+from lab.playbooks import Outcome, Playbooks
+from lab.spec import Lab
+
+FAULT = "operators"
+# SSH, and a NodePort: Kubernetes opens it on all of a node's addresses, and Flannel's accepts let it through.
+MAY_BE_OPEN = {22, 31695}
+# UFW lets it in, and nobody listens.
+MAY_REFUSE = {443}
+
+
+@pytest.fixture(scope="module")
+def mended(lab: Lab, playbooks: Playbooks) -> Iterator[Outcome]:
+    cluster.put_in(lab, FAULT)
+    yield playbooks.run("fix_network.yml")
+    undone = playbooks.run("playbooks/undo.yml")
+    cluster.take_out(lab, FAULT)
+    assert undone.code == 0, undone.output
+
+
+def test_it_is_named_and_mended(mended: Outcome) -> None:
+    assert mended.code == 0, mended.output
+    named = {"reject-before-accept", "vxlan-dropped-by-host", "kubelet-dropped-by-host"}
+    assert set(mended.named[:3]) == named, mended.output
+    assert mended.report["before"]["score"] < 50
+    assert mended.report["score"] == 100
+
+
+def test_only_what_has_to_answers_to_the_internet(lab: Lab, mended: Outcome) -> None:
+    for node, ports in outside.answers(lab).items():
+        assert {port for port, answer in ports.items() if answer == "open"} <= MAY_BE_OPEN, node
+        assert {port for port, answer in ports.items() if answer == "refused"} <= MAY_REFUSE, node
+
+
+def healthy(playbooks: Playbooks) -> None:
+    again = playbooks.run("fix_network.yml")
+    assert (again.code, again.named, again.changed) == (0, [], 0), again.output
+
+
+def test_it_survives_a_reload_of_ufw(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
+    everywhere(lab, "ufw reload")
+    healthy(playbooks)
+
+
+def test_it_survives_a_restart_of_k3s(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
+    everywhere(lab, "systemctl restart k3s.service || systemctl restart k3s-agent.service")
+    cluster.wait(lab)
+    healthy(playbooks)
+
+
+def test_it_survives_a_reboot(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
+    cluster.reboot(lab, lab.machines[-1])
+    healthy(playbooks)
+
+
+def everywhere(lab: Lab, command: str) -> None:
+    with ThreadPoolExecutor(len(lab.machines)) as pool:
+        list(pool.map(lambda machine: cluster.must(lab, machine, command), lab.machines))
