@@ -12,7 +12,10 @@ LAB := $(BIN)/python -m lab
 LAB_FILE ?= default
 NAME ?= default
 SCENARIO ?= default
+SCENARIOS ?= ufw iptables_forward default
+MOLECULE := $(BIN)/molecule test
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120
 SHELL_SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh( |$$)')
@@ -29,7 +32,7 @@ demo: .venv ## Break a small cluster as the operators' was, find the cause, mend
 	$(LAB) demo
 
 .PHONY: test
-test: lint unit faults ## Run all tests: lint, unit, faults on real machines
+test: lint unit lab-test ## Run all tests: lint, unit, roles and faults on the lab's machines
 
 .PHONY: lint
 lint: .venv ## Check style, types, playbooks, YAML and shell scripts
@@ -45,14 +48,26 @@ unit: .venv ## Run the tests that need no lab
 	$(call say,"unit tests")
 	$(BIN)/pytest -q -n auto tests/unit
 
-.PHONY: faults
-faults: .venv ## Put each fault into a lab, find it, mend it
-	$(call say,"faults on real machines")
-	$(BIN)/pytest -v tests/faults
+.PHONY: lab-test
+lab-test: .venv ## Run the Molecule scenarios and the fault suite, on one lab
+	$(call say,"roles and faults on a lab")
+	$(LAB) with default --name test -- $(MAKE) --no-print-directory scenarios faults
+
+.PHONY: test-faults
+test-faults: .venv ## Put each fault into a lab, find it, mend it
+	$(LAB) with default --name test -- $(MAKE) --no-print-directory faults
 
 .PHONY: molecule
-molecule: .venv ## Run one Molecule scenario, SCENARIO=ufw
-	$(BIN)/molecule test --scenario-name $(SCENARIO)
+molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
+	$(LAB) with default --name test -- $(MOLECULE) --scenario-name $(SCENARIO)
+
+# These two run inside a lab's network, or with NETMEND_INVENTORY set (scenarios alone) on machines of your own.
+.PHONY: scenarios faults
+scenarios:
+	for scenario in $(SCENARIOS); do $(MOLECULE) --scenario-name "$$scenario"; done
+
+faults:
+	$(BIN)/pytest -v tests/faults
 
 .PHONY: lab-build
 lab-build: .venv ## Build what labs are made of, once
