@@ -36,7 +36,7 @@ def _program(name: str) -> Part:
 
     module = programs.MODULE
     inputs = (HERE / "programs.py", module / "go.mod", module / "go.sum", module / name)
-    return Part(make, inputs, disk=5 << 30 if name == "kube" else Part.disk)
+    return Part(make, inputs, disk=3 << 30 if name == "kube" else Part.disk)
 
 
 PARTS: dict[str, Part] = {
