@@ -24,7 +24,7 @@ DOCUMENTATION = """
 
 VERDICT = "Verdict"
 EXIT_ERROR = 1
-QUIET = ("assert", "debug", "fail", "meta", "netmend_report", "set_fact")
+QUIET = ("assert", "debug", "fail", "meta", "netmend_report", "set_fact", "validate_argument_spec")
 
 
 class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
