@@ -46,6 +46,7 @@ lint: .venv ## Check style, types, playbooks, YAML and shell scripts
 .PHONY: unit
 unit: .venv ## Run the tests that need no lab
 	$(call say,"unit tests")
+	$(LAB) prepare
 	$(BIN)/pytest -q -n auto tests/unit
 
 .PHONY: lab-test

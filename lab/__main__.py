@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("build", _build, "build what the cache lacks of kernel, system, Kubernetes and images")
     command.add_argument("parts", nargs="*", metavar="PART", help=f"only these of {', '.join(build.PARTS)}")
+    add("prepare", _prepare, "install the packages that the unit tests need")
     command = add("up", _up, "start a lab and wait until all of its nodes are Ready")
     command.add_argument(
         "file", nargs="?", type=Path, default=Path("default"), metavar="FILE",
@@ -89,6 +90,10 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _build(arguments: argparse.Namespace) -> None:
     build.ensure(_say, arguments.parts or build.PARTS.keys())
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    host.prepare_tests(_say)
 
 
 def _up(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ BUILD_PACKAGES = (
     "xz-utils",
 )
 RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "procps")
+# For the unit tests, which run UFW in a network of its own and make certificates; on the host UFW stays off.
+TEST_PACKAGES = (*RUN_PACKAGES, "openssl", "ufw")
 GO_AT_LEAST = (1, 26)
 MAX_MAP_COUNT = 4194304
 MAPS = Path("/proc/sys/vm/max_map_count")
@@ -49,6 +51,12 @@ def prepare_build(disk: int, progress: Progress = print) -> None:
         )
     _install(BUILD_PACKAGES, progress)
     go()
+
+
+def prepare_tests(progress: Progress = print) -> None:
+    """Have what the unit tests need: root, a Debian, packages. HostError: what is in the way."""
+    _require_root_on_debian()
+    _install(TEST_PACKAGES, progress)
 
 
 def prepare_run(memory: int, progress: Progress = print) -> None:
