@@ -155,6 +155,12 @@ def _scripts(lab: Lab, fault: dict[str, Any], *names: str) -> None:
         list(pool.map(run, nodes))
 
 
+def firewall(lab: Lab, machine: Machine) -> str:
+    """The rules of a machine, in the kernel and in UFW's files, without counters."""
+    files = "/etc/default/ufw /etc/ufw/before.rules"
+    return must(lab, machine, f"ufw show added; iptables-save | grep '^[-*]'; cat {files}")
+
+
 def fault_nodes(lab: Lab, where: str) -> list[Machine]:
     """The machines that faults.yml means by all, servers, agents or one."""
     agents = [machine for machine in lab.machines if machine.role == "agent"]

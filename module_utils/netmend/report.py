@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, TypedDict
+from typing import Any, Dict, Iterator, List, Optional, TypedDict
 
 from .model import Cell, Finding, Matrix, Row
 
@@ -79,8 +79,7 @@ def text(whole: Report) -> str:
     """The whole report, for a terminal: what is known since the first measurement was shown is not shown again."""
     lines = findings_text(whole["now"]).splitlines()
     if whole["changes"]:
-        lines += ["", "Changed"] + [f"  {change['node']}: {change['role']}" for change in whole["changes"]]
-        lines += [f"      {line}" for change in whole["changes"] for line in _diff_lines(change)]
+        lines += ["", "Changed", *_change_lines(whole["changes"])]
     return "\n".join(["", *lines, "", whole["verdict"]])
 
 
@@ -149,13 +148,26 @@ def _remedy(finding: Finding) -> str:
     return "; ".join(part.rstrip(".") for part in parts if part)
 
 
-def _diff_lines(change: Change) -> List[str]:
+def _change_lines(changes: List[Change]) -> List[str]:
+    """What each role changed; what several nodes share stands once, with their names unless it is all of them."""
     lines = []
-    for part in change["diff"]:
-        before, after = part.get("before", "").splitlines(), part.get("after", "").splitlines()
-        lines += [f"{change['node']} - {line}" for line in before if line not in after]
-        lines += [f"{change['node']} + {line}" for line in after if line not in before]
+    for role in dict.fromkeys(change["role"] for change in changes):
+        of_role = [change for change in changes if change["role"] == role]
+        nodes = list(dict.fromkeys(change["node"] for change in of_role))
+        where: Dict[str, List[str]] = {}
+        for change in of_role:
+            for line in _diff_lines(change["diff"]):
+                where.setdefault(line, []).append(change["node"])
+        lines.append(f"  {role} on {', '.join(nodes)}")
+        lines += [f"    {line}" + ("" if at == nodes else f"  [{', '.join(at)}]") for line, at in where.items()]
     return lines
+
+
+def _diff_lines(diff: List[Dict[str, str]]) -> Iterator[str]:
+    for part in diff:
+        before, after = part.get("before", "").splitlines(), part.get("after", "").splitlines()
+        yield from (f"- {line}" for line in before if line not in after)
+        yield from (f"+ {line}" for line in after if line not in before)
 
 
 def _merge(into: Dict[str, Any], more: Dict[str, Any]) -> None:

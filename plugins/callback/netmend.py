@@ -110,7 +110,8 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
 
     def _announce(self, task: Any) -> None:
         if self._announced != task._uuid:
-            self._announced = task._uuid
+            # The default's banner, which a diff would bring, says the same.
+            self._announced = self._last_task_banner = task._uuid
             self._display.display(f"[{time.monotonic() - self._started:7.1f} s] {task.get_name().strip()}")
 
     def _say_failure(self, host: str, result: dict[str, Any]) -> None:

@@ -19,12 +19,26 @@ MAY_REFUSE = {443}
 
 
 @pytest.fixture(scope="module")
-def mended(lab: Lab, playbooks: Playbooks) -> Iterator[Outcome]:
+def broken(lab: Lab, playbooks: Playbooks) -> Iterator[None]:
     cluster.put_in(lab, FAULT)
-    yield playbooks.run("fix_network.yml")
+    yield
     undone = playbooks.run("playbooks/undo.yml")
     cluster.take_out(lab, FAULT)
     assert undone.code == 0, undone.output
+
+
+@pytest.fixture(scope="module")
+def mended(broken: None, playbooks: Playbooks) -> Outcome:
+    return playbooks.run("fix_network.yml")
+
+
+def test_check_mode_says_what_would_change_and_changes_nothing(lab: Lab, broken: None, playbooks: Playbooks) -> None:
+    before = [cluster.firewall(lab, machine) for machine in lab.machines]
+    run = playbooks.run("fix_network.yml", "--check", "--diff")
+    assert run.code == 2, run.output
+    assert "+ufw allow from 10.0.0.110 to any port 8472 proto udp" in run.output
+    assert "--A FORWARD -d 10.42.0.0/16 -j DROP" in run.output
+    assert [cluster.firewall(lab, machine) for machine in lab.machines] == before
 
 
 def test_it_is_named_and_mended(mended: Outcome) -> None:
