@@ -50,7 +50,9 @@ unit: .venv ## Run the tests that need no lab
 	$(BIN)/pytest -q -n auto tests/unit
 
 .PHONY: lab-test
-lab-test: .venv ## Run the Molecule scenarios and the fault suite, on one lab
+lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the fault suite
+	$(call say,"the lab itself")
+	$(BIN)/pytest -v tests/lab
 	$(call say,"roles and faults on a lab")
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory scenarios faults
 

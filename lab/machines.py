@@ -23,6 +23,8 @@ KERNEL = "linux"
 IMAGE = "disk.img"
 SSH_WITHIN = 120.0  # seconds from power-on
 CONSOLE_LINES = 15
+# What a panic prints behind its cause, and would hide it.
+STACK = re.compile(r"\s*(\[<[0-9a-f]+>\].*|([0-9a-f]{8,16}\s*)+|Stack:|Call Trace:)$")
 
 
 class MachineError(Exception):
@@ -125,7 +127,8 @@ def last_words(lab: str, machine: str) -> str:
     """The end of a machine's console, to be put behind a message."""
     path = console(lab, machine)
     text = path.read_text(errors="replace") if path.exists() else ""
-    lines = [line for line in re.sub(r"\x1b[\[\]!][0-9;?]*[a-zA-Z]?|\r|\0", "", text).splitlines() if line.strip()]
+    plain = re.sub(r"\x1b[\[\]!][0-9;?]*[a-zA-Z]?|\r|\0", "", text)
+    lines = [line for line in plain.splitlines() if line.strip() and not STACK.match(line)]
     return "; the end of its console:\n" + "\n".join(f"    {line}" for line in lines[-CONSOLE_LINES:])
 
 
