@@ -70,7 +70,7 @@ scenarios:
 	for scenario in $(SCENARIOS); do $(MOLECULE) --scenario-name "$$scenario"; done
 
 faults:
-	$(BIN)/pytest -v tests/faults
+	$(BIN)/pytest -v --durations=0 --durations-min=1 tests/faults
 
 .PHONY: lab-build
 lab-build: .venv ## Build what labs are made of, once

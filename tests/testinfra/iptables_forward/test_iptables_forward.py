@@ -25,8 +25,9 @@ def test_what_stopped_all_pods_is_gone(host: Host) -> None:
     assert not [rule for rule in forward(host) if "REJECT" in rule and "10.42.0.0/16" in rule]
 
 
-def test_no_accept_is_wider_than_pods_and_nodes(host: Host) -> None:
-    assert not [rule for rule in forward(host) if "netmend:" in rule and "-s " not in rule]
+def test_a_new_connection_is_accepted_from_pods_and_nodes_only(host: Host) -> None:
+    own = [rule for rule in forward(host) if "netmend:" in rule]
+    assert not [rule for rule in own if "-s 10." not in rule and "--ctstate RELATED,ESTABLISHED" not in rule]
 
 
 def test_the_rules_come_back_at_boot(host: Host) -> None:
