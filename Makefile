@@ -57,8 +57,8 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory scenarios faults
 
 .PHONY: test-faults
-test-faults: .venv ## Put each fault into a lab, find it, mend it
-	$(LAB) with default --name test -- $(MAKE) --no-print-directory faults
+test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way
+	$(LAB) with default --name test -- $(MAKE) --no-print-directory faults FAULTS=--thorough
 
 .PHONY: molecule
 molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
@@ -70,7 +70,7 @@ scenarios:
 	for scenario in $(SCENARIOS); do $(MOLECULE) --scenario-name "$$scenario"; done
 
 faults:
-	$(BIN)/pytest -v --durations=0 --durations-min=1 tests/faults
+	$(BIN)/pytest -v --durations=0 --durations-min=1 $(FAULTS) tests/faults
 
 .PHONY: lab-build
 lab-build: .venv ## Build what labs are made of, once

@@ -11,6 +11,15 @@ from lab.playbooks import Playbooks
 from lab.spec import Lab
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="after each repair every disturbance, not only a reboot")
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--thorough"))
+
+
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """The lab that the tests run in."""

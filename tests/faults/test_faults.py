@@ -11,6 +11,8 @@ from lab import cluster, spec
 from lab.playbooks import Playbooks
 from lab.spec import Lab
 
+from . import disturbances
+
 FAULTS = spec.faults()
 HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and "named" not in fault]
@@ -30,7 +32,9 @@ def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Ite
 
 
 @pytest.mark.parametrize("fault", MENDED, indirect=True)
-def test_a_fault_is_named_and_mended(fault: tuple[str, dict[str, Any]], playbooks: Playbooks) -> None:
+def test_a_fault_is_named_and_mended(
+    fault: tuple[str, dict[str, Any]], lab: Lab, playbooks: Playbooks, thorough: bool
+) -> None:
     name, entry = fault
     run = playbooks.run("fix_network.yml")
     assert run.report, run.output
@@ -39,8 +43,10 @@ def test_a_fault_is_named_and_mended(fault: tuple[str, dict[str, Any]], playbook
     assert run.named[0] == name, run.output
     assert (run.code, run.report["healthy"]) == (0, True), run.output
     assert {change["role"] for change in run.report["changes"]} <= set(entry["mended_by"])
-    again = playbooks.run("fix_network.yml")
-    assert (again.code, again.changed) == (0, 0), again.output
+    disturbances.assert_healthy(playbooks)
+    for disturb in disturbances.ALL if thorough else [disturbances.reboot]:
+        disturb(lab, cluster.fault_nodes(lab, entry["nodes"])[-1])
+        disturbances.assert_healthy(playbooks)
 
 
 @pytest.mark.parametrize("fault", LEFT, indirect=True)

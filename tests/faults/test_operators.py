@@ -11,6 +11,8 @@ from lab import cluster, outside
 from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
+from . import disturbances
+
 FAULT = "operators"
 # SSH, and a NodePort: Kubernetes opens it on all of a node's addresses, and Flannel's accepts let it through.
 MAY_BE_OPEN = {22, 31695}
@@ -55,27 +57,10 @@ def test_only_what_has_to_answers_to_the_internet(lab: Lab, mended: Outcome) -> 
         assert {port for port, answer in ports.items() if answer == "refused"} <= MAY_REFUSE, node
 
 
-def healthy(playbooks: Playbooks) -> None:
-    again = playbooks.run("fix_network.yml")
-    assert (again.code, again.named, again.changed) == (0, [], 0), again.output
-
-
-def test_it_survives_a_reload_of_ufw(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
-    everywhere(lab, "ufw reload")
-    healthy(playbooks)
-
-
-def test_it_survives_a_restart_of_k3s(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
-    everywhere(lab, "systemctl restart k3s.service || systemctl restart k3s-agent.service")
-    cluster.wait(lab)
-    healthy(playbooks)
-
-
-def test_it_survives_a_reboot(lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
-    cluster.reboot(lab, lab.machines[-1])
-    healthy(playbooks)
-
-
-def everywhere(lab: Lab, command: str) -> None:
+@pytest.mark.parametrize("disturb", disturbances.ALL, ids=lambda disturb: disturb.__name__)
+def test_what_was_mended_stays_so(disturb, lab: Lab, mended: Outcome, playbooks: Playbooks) -> None:
     with ThreadPoolExecutor(len(lab.machines)) as pool:
-        list(pool.map(lambda machine: cluster.must(lab, machine, command), lab.machines))
+        # A reboot of all nodes at once would only show that a cluster starts.
+        chosen = lab.machines[-1:] if disturb is disturbances.reboot else lab.machines
+        list(pool.map(lambda machine: disturb(lab, machine), chosen))
+    disturbances.assert_healthy(playbooks)
