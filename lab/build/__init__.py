@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ __all__ = ["PARTS", "Artifacts", "BuildError", "ensure"]
 
 Progress = Callable[[str], None]
 HERE = Path(__file__).parent
+SIGN_OF_LIFE = 30  # seconds without news
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class _Build:
         self._progress = progress
         self._start = time.monotonic()
         self._say_lock = threading.Lock()
+        self._building: set[str] = set()
         logs = cache.root() / "logs"
         self._steps = {name: Steps(name, logs / f"{name}.log") for name in where}
 
@@ -111,8 +113,13 @@ class _Build:
         try:
             for name in names:
                 done[name] = pool.submit(self._have, name, [done[need] for need in PARTS[name].needs])
-            for finished in as_completed(done.values()):
-                finished.result()
+            left = set(done.values())
+            while left:
+                finished, left = wait(left, timeout=SIGN_OF_LIFE, return_when=FIRST_COMPLETED)
+                for each in finished:
+                    each.result()
+                if not finished:
+                    self._say("still building", ", ".join(sorted(self._building)))
         finally:
             for steps in self._steps.values():
                 steps.stop()
@@ -126,7 +133,9 @@ class _Build:
 
         def make(out: Path) -> None:
             self._say(name, "building")
+            self._building.add(name)
             PARTS[name].make(self._steps[name], out, made)
+            self._building.discard(name)
             if places()[name] != self._where[name]:
                 raise BuildError(f"{name}: its sources were changed while it was built; build it again")
 
