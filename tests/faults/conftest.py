@@ -12,7 +12,7 @@ from lab.spec import Lab
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="after each repair every disturbance, not only a reboot")
+    parser.addoption("--thorough", action="store_true", help="after each repair reload UFW, restart K3s, reboot")
 
 
 @pytest.fixture(scope="session")
