@@ -1,4 +1,4 @@
-"""Gathers what the Kubernetes API knows of the cluster's network, by GET requests with the standard library alone.
+"""Gathers what the Kubernetes API knows of the cluster's network, with the standard library alone.
 
 Credentials come from K3s's own files on a server, or from a kubeconfig where the kubernetes package is installed.
 """
@@ -79,7 +79,7 @@ def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials
 
 
 class Api:
-    """GET requests over one connection for each thread."""
+    """Requests over one connection for each thread."""
 
     def __init__(self, credentials: Credentials, timeout: float = 10) -> None:
         self.server = credentials.server.rstrip("/")
@@ -103,8 +103,12 @@ class Api:
 
     def get(self, path: str) -> Tuple[int, str]:
         """Status and body. ApiError where there is no answer, or none for us (401, 403)."""
+        return self.send("GET", path)
+
+    def send(self, method: str, path: str, content: Optional[Mapping[str, Any]] = None) -> Tuple[int, str]:
+        """The same for any method, with an object as content."""
         try:
-            status, body = self._answer(path)
+            status, body = self._answer(method, path, content)
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(self._explain(error)) from error
         if status in (401, 403):
@@ -133,11 +137,11 @@ class Api:
             if not more:
                 return found
 
-    def _answer(self, path: str) -> Tuple[int, str]:
+    def _answer(self, method: str, path: str, content: Optional[Mapping[str, Any]]) -> Tuple[int, str]:
         connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
         if connection:
             try:
-                return self._ask(connection, path)
+                return self._ask(connection, method, path, content)
             except (ConnectionError, http.client.HTTPException):
                 connection.close()  # the server may close an idle connection at any time
         port = self._url.port or 443
@@ -145,10 +149,14 @@ class Api:
             self._url.hostname or "", port, timeout=self.timeout, context=self._tls
         )
         self._local.connection = connection
-        return self._ask(connection, path)
+        return self._ask(connection, method, path, content)
 
-    def _ask(self, connection: http.client.HTTPSConnection, path: str) -> Tuple[int, str]:
-        connection.request("GET", self._url.path + path, headers=self._headers)
+    def _ask(
+        self, connection: http.client.HTTPSConnection, method: str, path: str, content: Optional[Mapping[str, Any]]
+    ) -> Tuple[int, str]:
+        headers = {**self._headers, "Content-Type": "application/json"} if content else self._headers
+        text = json.dumps(content) if content else None
+        connection.request(method, self._url.path + path, text, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()
 
