@@ -36,7 +36,7 @@ options:
   timeout:
     description: How long to wait for a connection or an answer, in seconds.
     type: int
-    default: 10
+    default: 20
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -132,7 +132,7 @@ def argument_spec():
     return {
         "kubeconfig": {"type": "path"},
         "server": {"type": "str"},
-        "timeout": {"type": "int", "default": 10},
+        "timeout": {"type": "int", "default": 20},
     }
 
 
