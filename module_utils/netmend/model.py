@@ -287,23 +287,48 @@ class ProbeResult(TypedDict):
     moved: List[Moved]
 
 
-class Cell(TypedDict):
-    """One probe in the matrix."""
+class Outcome(TypedDict):
+    """What probes saw. Most of a matrix saw the same, so a matrix holds each once."""
 
-    id: str
     outcome: str
-    met: bool  # whether the outcome is the expected one
+    detail: str
+    met: bool  # whether it is what was expected
+
+
+class Check(TypedDict):
+    """What a row asks of one destination, from every source."""
+
+    to: str  # what a reader calls the destination: a node, a Service, or an address
+    protocol: str
+    address: str
+    port: int  # 0: the protocol has none
+    pod: str  # "namespace/name" of the pod that has the address, else ""
+    service: str  # "namespace/name" of the Service whose address or port this is, else ""
+    expect: str
+
+
+class Line(TypedDict):
+    """What one source saw of a row's checks, in their order; None stands for a check that was not made from there.
+
+    By columns, because two hundred nodes make hundreds of thousands of probes.
+    """
+
+    pod: str  # "namespace/name" of the pod that the probes started in; "" = on the host
+    seen: List[Optional[int]]  # places in the matrix's outcomes
+    rtt_ms: List[Optional[float]]  # milliseconds; None, too, where nothing came back
 
 
 class Row(TypedDict):
     ok: int  # probes whose expectation was met
     total: int
-    sources: Dict[str, Dict[str, List[Cell]]]  # source node -> destination (node, Service or address) -> probes
+    checks: List[Check]
+    sources: Dict[str, Line]  # by node
 
 
 class Matrix(TypedDict):
     ok: int
     total: int
+    outcomes: List[Outcome]
     rows: Dict[str, Row]  # in the order of the plan
 
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set
+from itertools import count
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .model import Cell, ClusterFacts, Matrix, Node, NodeFacts, Observation, Pod, Probe, ProbeResult, Row, Service
+from .model import (
+    Check,
+    ClusterFacts,
+    Line,
+    Matrix,
+    Node,
+    NodeFacts,
+    Observation,
+    Outcome,
+    Pod,
+    Probe,
+    ProbeResult,
+    Row,
+    Service,
+)
 
 TIMEOUT = 2.0  # seconds; two SYNs
 KUBELET, API_SERVER, DNS = 10250, 6443, 53
@@ -55,22 +70,71 @@ def summarise(probes: Iterable[Probe], results: Dict[str, ProbeResult]) -> Matri
     observations = {
         observation["id"]: observation for result in results.values() for observation in result["observations"]
     }
-    rows: Dict[str, Row] = {}
+    outcomes: Dict[Tuple[str, str, bool], int] = {}
+    rows: Dict[str, _RowSoFar] = {}
     for probe in probes:
-        observation = observations.get(probe["id"], Observation(outcome="error"))
-        cell = Cell(id=probe["id"], outcome=observation["outcome"], met=met(probe, observation))
-        row = rows.setdefault(probe["row"], Row(ok=0, total=0, sources={}))
-        row["sources"].setdefault(probe["source_node"], {}).setdefault(destination(probe), []).append(cell)
-        row["ok"] += cell["met"]
-        row["total"] += 1
+        observation = observations.get(probe["id"], _NOTHING)
+        key = observation["outcome"], _detail(observation), met(probe, observation)
+        seen = outcomes.setdefault(key, len(outcomes))
+        rows.setdefault(probe["row"], _RowSoFar()).add(probe, seen, observation.get("rtt_ms"), key[2])
+    finished = {name: row.finished() for name, row in rows.items()}
     return Matrix(
-        ok=sum(row["ok"] for row in rows.values()), total=sum(row["total"] for row in rows.values()), rows=rows
+        ok=sum(row["ok"] for row in finished.values()),
+        total=sum(row["total"] for row in finished.values()),
+        outcomes=[Outcome(outcome=outcome, detail=detail, met=is_met) for outcome, detail, is_met in outcomes],
+        rows=finished,
     )
 
 
 def destination(probe: Probe) -> str:
     """What a report calls the other end: a node, a Service, or an address."""
     return probe.get("target_node") or probe.get("target_service") or probe["address"]
+
+
+_NOTHING = Observation(outcome="error", detail="nothing came back from the node")
+
+
+class _RowSoFar:
+    """A row while its probes come in, in any order."""
+
+    def __init__(self) -> None:
+        self._checks: Dict[Tuple[Any, ...], int] = {}
+        self._pods: Dict[str, str] = {}
+        self._cells: Dict[str, Dict[int, Tuple[int, Optional[float]]]] = {}
+        self._ok = 0
+
+    def add(self, probe: Probe, seen: int, rtt_ms: Optional[float], is_met: bool) -> None:
+        source = probe["source_node"]
+        self._pods.setdefault(source, probe.get("source_pod", ""))
+        cells = self._cells.setdefault(source, {})
+        check = (destination(probe), *(probe.get(key) or default for key, default in _CHECK.items()))
+        places = (self._checks.setdefault((*check, again), len(self._checks)) for again in count())
+        place = next(place for place in places if place not in cells)
+        cells[place] = seen, None if rtt_ms is None else round(rtt_ms, 2)
+        self._ok += is_met
+
+    def finished(self) -> Row:
+        """The nodes that are sources come first among the destinations, and in the same order."""
+        names = ("to", "protocol", "address", "port", "pod", "service", "expect")
+        ranks = {name: rank for rank, name in enumerate([*self._cells, *(check[0] for check in self._checks)][::-1])}
+        ordered = sorted(self._checks.items(), key=lambda item: -ranks[item[0][0]])
+        lines = {}
+        for source, cells in self._cells.items():
+            line = [cells.get(place, (None, None)) for _, place in ordered]
+            lines[source] = Line(
+                pod=self._pods[source], seen=[seen for seen, _ in line], rtt_ms=[rtt_ms for _, rtt_ms in line]
+            )
+        checks: List[Check] = [dict(zip(names, check)) for check, _ in ordered]  # type: ignore[misc]
+        return Row(ok=self._ok, total=sum(map(len, self._cells.values())), checks=checks, sources=lines)
+
+
+# What tells one check of a destination from another, and what stands for its absence; in the order of Check.
+_CHECK = {"protocol": "", "address": "", "port": 0, "target_pod": "", "target_service": "", "expect": "ok"}
+
+
+def _detail(observation: Observation) -> str:
+    detail = observation.get("detail", "")
+    return detail or (f"{observation['mtu']} bytes pass" if observation.get("mtu") else "")
 
 
 # --- what there is to probe from and to -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time as clock
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
@@ -15,6 +16,7 @@ from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has 
 from ansible.module_utils.netmend import plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
+from ansible.module_utils.netmend.report import text  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
 
 # What the roles register -> the role.
@@ -72,12 +74,27 @@ def netmend_diagnose(
     return report.judge(matrix, findings, remove_foreign_rules)
 
 
-def netmend_report(hosts: Hosts, time: str) -> dict[str, Any]:
+def netmend_mark(marks: Iterable[Any], phase: str) -> list[dict[str, Any]]:
+    """The marks of a run, and one more: the phase begins now."""
+    return [*_plain(list(marks)), {"phase": phase, "at": round(clock.monotonic(), 3)}]
+
+
+def netmend_report(hosts: Hosts, time: str, check_mode: bool = False) -> dict[str, Any]:
     """The hosts' variables after a run -> the whole report."""
     hosts = list(hosts)
     measured = next(host for host in hosts if "netmend_now" in host)
-    changes = [change for host in hosts for change in _changes(host)]
-    return report.report(_plain(measured["netmend_now"]), _plain(measured.get("netmend_before")), changes, time)
+    facts = measured["netmend_facts"]
+    cluster = _plain(facts["cluster"])
+    return report.report(
+        now=_plain(measured["netmend_now"]),
+        before=_plain(measured.get("netmend_before")),
+        changes=[change for host in hosts for change in _changes(host)],
+        nodes=report.members(cluster, _plain(facts["expected_nodes"]), list(facts["nodes"])),
+        marks=netmend_mark(measured.get("netmend_marks", []), "end"),
+        time=time,
+        version=cluster["version"],
+        check_mode=check_mode,
+    )
 
 
 def _changes(host: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -95,9 +112,10 @@ class FilterModule:
             "netmend_facts": netmend_facts,
             "netmend_plan": netmend_plan,
             "netmend_diagnose": netmend_diagnose,
-            "netmend_findings_text": report.findings_text,
+            "netmend_mark": netmend_mark,
+            "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
-            "netmend_text": report.text,
+            "netmend_text": text.render,
             "netmend_ufw_rules": required_rules,
         }
 

@@ -1,0 +1,183 @@
+"""What was measured, found and changed, as one object; each file here writes it for another reader. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, List, Optional, Sequence, TypedDict
+
+from ..model import ClusterFacts, Finding, Matrix, Remedy
+
+SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
+
+
+class Named(TypedDict):
+    """A finding as it is reported: of the probes that it accounts for, their number."""
+
+    fault: str
+    number: int
+    title: str
+    where: List[str]
+    confidence: float
+    evidence: List[str]
+    ruled_out: List[str]
+    remedy: Remedy
+    explains: int
+
+
+class Judgement(TypedDict):
+    """One measurement and what was made of it."""
+
+    matrix: Matrix
+    findings: List[Named]
+    remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
+    score: float  # percent of the matrix's probes that met their expectation
+    healthy: bool  # nothing found, and every probe as expected
+
+
+class Change(TypedDict):
+    """What one role changed on one node."""
+
+    node: str
+    role: str
+    diff: List[Dict[str, str]]  # {"before", "after", "before_header"?}, as Ansible's modules return it
+
+
+class Member(TypedDict):
+    """A node of the cluster or of the inventory."""
+
+    name: str
+    role: str  # server, agent; "" where the cluster does not know it
+    address: str  # its internal one
+    ready: bool
+    asked: bool  # whether it answered, and so is a source of the matrix
+
+
+class Mark(TypedDict):
+    """When a phase of the run began."""
+
+    phase: str
+    at: float  # seconds on a clock of the controller that never goes back
+
+
+class Phase(TypedDict):
+    name: str
+    seconds: float
+
+
+class Report(TypedDict):
+    schema: int
+    time: str  # ISO 8601, UTC
+    verdict: str  # one sentence
+    healthy: bool
+    score: float
+    version: str  # of Kubernetes
+    nodes: List[Member]
+    before: Optional[Judgement]  # None: it was measured once only
+    now: Judgement
+    check_mode: bool  # then the changes are those that would be made
+    changes: List[Change]
+    phases: List[Phase]
+
+
+def judge(matrix: Matrix, findings: Sequence[Finding], remove_foreign_rules: bool = False) -> Judgement:
+    """A measurement's matrix and findings -> what they ask for.
+
+    Rules that are not netmend's are taken away only where a role says that nobody can mean them, or with the
+    operator's consent, which ``remove_foreign_rules`` is.
+    """
+    remedies: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    for finding in findings:
+        remedy = finding["remedy"]
+        consented = remove_foreign_rules and "iptables_forward_remove_rules" in remedy.get("vars", {})
+        role = remedy.get("role") or ("iptables_forward" if consented else "")
+        for node in remedy.get("nodes", []) if role else []:
+            _merge(remedies.setdefault(node, {}).setdefault(role, {}), remedy.get("vars", {}))
+    score = 100.0 * matrix["ok"] / matrix["total"] if matrix["total"] else 0.0
+    healthy = not findings and matrix["ok"] == matrix["total"]
+    named: List[Named] = [
+        {**finding, "explains": len(finding["explains"])}  # type: ignore[misc]
+        for finding in findings
+    ]
+    return {"matrix": matrix, "findings": named, "remedies": remedies, "score": _rounded(score), "healthy": healthy}
+
+
+def report(
+    now: Judgement,
+    before: Optional[Judgement],
+    changes: List[Change],
+    nodes: List[Member],
+    marks: Sequence[Mark],
+    time: str,
+    version: str = "",
+    check_mode: bool = False,
+) -> Report:
+    """Two measurements and what happened in between -> the object that is shown and written.
+
+    Where there was one measurement only, ``before`` may be None or the same as ``now``. The last mark ends the run.
+    """
+    before = None if before == now else before
+    return {
+        "schema": SCHEMA,
+        "time": time,
+        "verdict": _verdict(now, before, changes),
+        "healthy": now["healthy"],
+        "score": now["score"],
+        "version": version,
+        "nodes": nodes,
+        "before": before,
+        "now": now,
+        "check_mode": check_mode,
+        "changes": changes,
+        "phases": [
+            {"name": mark["phase"], "seconds": round(following["at"] - mark["at"], 2)}
+            for mark, following in zip(marks, marks[1:])
+        ],
+    }
+
+
+def members(cluster: ClusterFacts, expected: Iterable[str], asked: Iterable[str]) -> List[Member]:
+    """The cluster's nodes, servers first, and those of the inventory that it does not know."""
+    answered = set(asked)
+    known: List[Member] = [
+        {
+            "name": node["name"],
+            "role": node["role"],
+            "address": node["internal_ip"],
+            "ready": node["ready"],
+            "asked": node["name"] in answered,
+        }
+        for node in sorted(cluster["nodes"], key=lambda node: node["role"] != "server")
+    ]
+    names = {member["name"] for member in known}
+    return known + [
+        {"name": name, "role": "", "address": "", "ready": False, "asked": name in answered}
+        for name in expected
+        if name not in names
+    ]
+
+
+def _verdict(now: Judgement, before: Optional[Judgement], changes: List[Change]) -> str:
+    passed = f"{now['matrix']['ok']} of {now['matrix']['total']} probes as expected ({now['score']:g} %)"
+    left = ", ".join(finding["fault"] for finding in now["findings"])
+    if not now["healthy"]:
+        return f"Findings left: {left or 'none named, but not every probe passed'}. {passed}."
+    if before and not before["healthy"] and changes:
+        gone = ", ".join(finding["fault"] for finding in before["findings"])
+        return f"Mended: {gone}. {passed}, {before['score']:g} % before."
+    return f"Healthy. {passed}."
+
+
+def _rounded(percent: float) -> float:
+    """To one digit, and to 100 only where it is all of them."""
+    return min(round(percent, 1), 99.9) if percent < 100 else 100.0
+
+
+def _merge(into: Dict[str, Any], more: Dict[str, Any]) -> None:
+    """What two findings ask of one role on one node, taken together: all lists, all keys, either switch."""
+    for key, value in more.items():
+        there = into.get(key)
+        if isinstance(value, list):
+            into[key] = (there or []) + [item for item in value if item not in (there or [])]
+        elif isinstance(value, dict):
+            into[key] = {**(there or {}), **value}
+        else:
+            into[key] = there or value

@@ -1,0 +1,119 @@
+"""Reading a matrix: its probes one by one, and what fails in as few sentences as name every failing path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+from ..model import Check, Matrix, Outcome, Row
+
+Pair = Tuple[str, str]  # source node, destination
+
+# What a row of the plan tells of, for a reader who does not know the project.
+MEANINGS = {
+    "host-host": "From node to node: ping, full MTU, kubelet and API server",
+    "host-pod": "From a node to pods on every node",
+    "pod-pod": "From a pod to pods on every node",
+    "pod-clusterip": "From a pod to Services by their ClusterIP",
+    "host-clusterip": "From a node to Services by their ClusterIP",
+    "pod-dns": "From a pod to the cluster's DNS, by UDP and TCP",
+    "node-nodeport": "From a node to NodePorts on every node",
+}
+
+
+class Seen(NamedTuple):
+    """One probe."""
+
+    source: str
+    check: Check
+    outcome: Outcome
+    rtt_ms: Optional[float]
+
+
+class Star(NamedTuple):
+    """Failing paths that have one end in common."""
+
+    node: str
+    outwards: bool  # from the node; False: to it
+    others: List[str]
+
+
+def probes(matrix: Matrix, name: str) -> Iterator[Seen]:
+    """All probes of a row, by source."""
+    row, outcomes = matrix["rows"][name], matrix["outcomes"]
+    for source, line in row["sources"].items():
+        for check, seen, rtt_ms in zip(row["checks"], line["seen"], line["rtt_ms"]):
+            if seen is not None:
+                yield Seen(source, check, outcomes[seen], rtt_ms)
+
+
+def cells(matrix: Matrix, name: str) -> Dict[Pair, List[Seen]]:
+    """A row's probes by source and destination."""
+    found: Dict[Pair, List[Seen]] = {}
+    for probe in probes(matrix, name):
+        found.setdefault((probe.source, probe.check["to"]), []).append(probe)
+    return found
+
+
+def failing(matrix: Matrix, name: str) -> Dict[Pair, List[Seen]]:
+    """The probes of a row that were not met, by source and destination."""
+    found: Dict[Pair, List[Seen]] = {}
+    for probe in probes(matrix, name):
+        if not probe.outcome["met"]:
+            found.setdefault((probe.source, probe.check["to"]), []).append(probe)
+    return found
+
+
+def destinations(row: Row) -> List[str]:
+    return list(dict.fromkeys(check["to"] for check in row["checks"]))
+
+
+def asked(check: Check) -> str:
+    """What a probe asks, in a word: "tcp/10250", "icmp"."""
+    return f"{check['protocol']}/{check['port']}" if check["protocol"] in ("tcp", "udp") else check["protocol"]
+
+
+def stars(pairs: Iterable[Pair]) -> List[Star]:
+    """Directed pairs, gathered around the ends that most have in common, the largest first; each pair is in one."""
+    left: Dict[bool, Dict[str, Dict[str, None]]] = {True: {}, False: {}}
+    for source, target in pairs:
+        left[True].setdefault(source, {})[target] = None
+        left[False].setdefault(target, {})[source] = None
+    found = []
+    while left[True]:
+        # The first of those that are alike, and sources before destinations: the same sentences for the same matrix.
+        outwards, node = max(
+            ((outwards, node) for outwards in (True, False) for node in left[outwards]),
+            key=lambda end: len(left[end[0]][end[1]]),
+        )
+        others = list(left[outwards].pop(node))
+        for other in others:
+            opposite = left[not outwards][other]
+            del opposite[node]
+            if not opposite:
+                del left[not outwards][other]
+        found.append(Star(node, outwards, others))
+    return found
+
+
+def sentences(matrix: Matrix, name: str, most: int = 6) -> List[str]:
+    """What fails in a row: "agent1 to agent2, server0: timeout (tcp/8080)"."""
+    failed = failing(matrix, name)
+    return [_sentence(star, failed, most) for star in stars(failed)]
+
+
+def named(names: List[str], most: int) -> str:
+    """ "a, b and 7 more"."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+def _sentence(star: Star, failed: Dict[Pair, List[Seen]], most: int) -> str:
+    pairs = [(star.node, other) if star.outwards else (other, star.node) for other in star.others]
+    seen = Counter(
+        f"{probe.outcome['outcome']} ({asked(probe.check)})" for pair in pairs for probe in failed[pair]
+    ).most_common()
+    others = named(star.others, most)
+    path = f"{star.node} to {others}" if star.outwards else f"{others} to {star.node}"
+    return f"{path}: {named([what for what, _ in seen], 3)}"

@@ -1,0 +1,67 @@
+"""What the page's template shows beyond the report itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from ..model import Row
+from . import Judgement, Report
+from .changes import Same, gathered
+from .matrix import MEANINGS, sentences
+from .topology import Picture, picture
+
+SENTENCES = 20  # of one row
+
+
+class Measurement(NamedTuple):
+    key: str  # before, now
+    title: str
+    judgement: Judgement
+    picture: Picture
+    failing: Dict[str, List[str]]  # row -> sentences
+
+
+class RowLine(NamedTuple):
+    name: str
+    meaning: str
+    before: Optional[Row]
+    now: Row
+
+
+def context(report: Report) -> Dict[str, Any]:
+    """The variables of playbooks/templates/report.html.j2."""
+    before, now = report["before"], report["now"]
+    judgements = [("before", "Before", before), ("now", "After" if before else "Measured", now)]
+    changes: List[Same] = gathered(report["changes"])
+    return {
+        "report": report,
+        "measurements": [
+            Measurement(key, title, judgement, picture(report["nodes"], judgement["matrix"]), _failing(judgement))
+            for key, title, judgement in judgements
+            if judgement
+        ],
+        "rows": [
+            RowLine(name, MEANINGS.get(name, ""), before["matrix"]["rows"].get(name) if before else None, row)
+            for name, row in now["matrix"]["rows"].items()
+        ],
+        "left": {finding["fault"] for finding in now["findings"]},
+        "changes": changes,
+        "seconds": sum(phase["seconds"] for phase in report["phases"]),
+        "data": embedded({"before": before["matrix"] if before else None, "now": now["matrix"]}),
+    }
+
+
+def embedded(data: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or open a comment."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _failing(judgement: Judgement) -> Dict[str, List[str]]:
+    found = {}
+    for name in judgement["matrix"]["rows"]:
+        said = sentences(judgement["matrix"], name)
+        if said:
+            more = [f"and {len(said) - SENTENCES} more of the kind"] if len(said) > SENTENCES else []
+            found[name] = said[:SENTENCES] + more
+    return found

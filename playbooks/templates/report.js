@@ -1,0 +1,179 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const titles = { before: "Before", now: data.before ? "After" : "" };
+  const byId = (id) => document.getElementById(id);
+  const grids = byId("grids"), details = byId("details");
+  const chosen = (name) => document.querySelector(`input[name=${name}]:checked`);
+  let opened = null; // the cell whose probes are shown
+
+  const element = (name, text, properties = {}) =>
+    Object.assign(document.createElement(name), { textContent: text }, properties);
+  const escaped = (text) => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt()};`);
+
+  // The places of a row's checks, by destination.
+  function destinations(row) {
+    const found = new Map();
+    row.checks.forEach((check, place) => {
+      if (!found.has(check.to)) found.set(check.to, []);
+      found.get(check.to).push(place);
+    });
+    return found;
+  }
+
+  function judged(matrix, line, places) {
+    const seen = places.map((place) => line.seen[place]).filter((place) => place !== null);
+    const wrong = seen.map((place) => matrix.outcomes[place]).filter((outcome) => !outcome.met);
+    const state = !seen.length ? "none" : !wrong.length ? "ok" : wrong.length < seen.length ? "some" : "bad";
+    const said = [...new Set(wrong.map((outcome) => outcome.outcome))].join(", ");
+    const words = !seen.length ? "not asked" : `${seen.length - wrong.length} of ${seen.length} as expected` + (said && `: ${said}`);
+    return { state, words, sign: state === "some" ? `${seen.length - wrong.length}/${seen.length}` : "" };
+  }
+
+  function grid(when, name) {
+    const matrix = data[when], row = matrix.rows[name];
+    const figure = element("figure", "");
+    if (titles[when]) figure.append(element("figcaption", titles[when]));
+    if (!row) {
+      figure.append(element("p", "This row was not measured."));
+      return figure;
+    }
+    const targets = destinations(row);
+    const most = Math.max(targets.size, Object.keys(row.sources).length);
+    const size = most <= 12 ? "large" : most <= 40 ? "medium" : "small";
+    const signs = size === "small" ? { ok: "", some: "~", bad: "✕", none: "" } : { ok: "✓", some: "~", bad: "✕", none: "·" };
+    const upright = size !== "large" || targets.size > 6;
+    const parts = [`<table class="heat ${size}" role="grid" aria-label="${escaped(`${name} ${titles[when]}`)}" aria-describedby="heat-help"><thead><tr><td></td>`];
+    for (const target of targets.keys()) {
+      parts.push(`<th scope="col"><span${upright ? ' class="upright"' : ""}>${escaped(target)}</span></th>`);
+    }
+    parts.push("</tr></thead><tbody>");
+    for (const [source, line] of Object.entries(row.sources)) {
+      parts.push(`<tr><th scope="row">${escaped(source)}</th>`);
+      for (const [target, places] of targets) {
+        const cell = judged(matrix, line, places);
+        const sign = (size === "large" && cell.sign) || signs[cell.state];
+        parts.push(`<td role="gridcell" tabindex="-1" class="${cell.state}" aria-label="${escaped(`${source} to ${target}, ${cell.words}`)}">${sign}</td>`);
+      }
+      parts.push("</tr>");
+    }
+    const holder = element("div", "", { className: "window" });
+    holder.innerHTML = parts.join("") + "</tbody></table>";
+    const table = holder.firstChild;
+    Object.assign(table.dataset, { when, name });
+    (table.querySelector("td.bad, td.some") || table.querySelector("td[role]")).tabIndex = 0;
+    figure.append(holder);
+    return figure;
+  }
+
+  function draw() {
+    const when = data.before ? chosen("when").value : "now", name = chosen("row").value;
+    grids.replaceChildren(...(when === "both" ? ["before", "now"] : [when]).map((one) => grid(one, name)));
+    close(false);
+  }
+
+  function observations(when, name, source, target) {
+    const matrix = data[when], row = matrix?.rows[name], line = row?.sources[source];
+    if (!line) return [];
+    const places = (destinations(row).get(target) || []).filter((place) => line.seen[place] !== null);
+    if (!places.length) return [];
+    const table = element("table", "");
+    const head = table.createTHead().insertRow();
+    for (const title of ["Probe", "Outcome", "Round trip"]) head.append(element("th", title, { scope: "col" }));
+    const body = table.createTBody();
+    for (const place of places) {
+      const check = row.checks[place], outcome = matrix.outcomes[line.seen[place]], line_ms = line.rtt_ms[place];
+      const cells = body.insertRow();
+      const asked = cells.insertCell(), saw = cells.insertCell(), took = cells.insertCell();
+      asked.append(check.port ? `${check.protocol}/${check.port}` : check.protocol);
+      asked.append(element("small", [check.address, check.pod || check.service].filter(Boolean).join(", ")));
+      saw.append(element("span", `${outcome.met ? "✓" : "✕"} ${outcome.outcome}`, { className: `state ${outcome.met ? "ok" : "bad"}` }));
+      const expected = check.expect === "ok" ? "" : `expected ${check.expect}`;
+      saw.append(element("small", [outcome.detail, expected].filter(Boolean).join("; ")));
+      took.className = "num";
+      took.append(line_ms === null ? "–" : `${line_ms} ms`);
+    }
+    const from = line.pod ? `from pod ${line.pod}` : "from the host";
+    return [element("h4", [titles[when], from].filter(Boolean).join(", ")), table];
+  }
+
+  function open(cell) {
+    const table = cell.closest("table");
+    const source = cell.parentNode.cells[0].textContent, target = table.tHead.rows[0].cells[cell.cellIndex].textContent;
+    opened?.removeAttribute("aria-selected");
+    opened = cell;
+    cell.setAttribute("aria-selected", "true");
+    byId("details-title").textContent = `${source} → ${target}`;
+    const shown = ["before", "now"].flatMap((when) => observations(when, table.dataset.name, source, target));
+    byId("details-body").replaceChildren(...(shown.length ? shown : [element("p", "Nothing was asked here.")]));
+    details.hidden = false;
+    byId("details-title").focus({ preventScroll: false });
+  }
+
+  function close(back = true) {
+    details.hidden = true;
+    opened?.removeAttribute("aria-selected");
+    if (back && opened) opened.focus();
+    opened = null;
+  }
+
+  function move(cell, key) {
+    const row = cell.parentNode, rows = row.parentNode.rows, last = row.cells.length - 1;
+    const to = {
+      ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -last], End: [0, last],
+      PageUp: [-10, 0], PageDown: [10, 0],
+    }[key];
+    if (!to) return false;
+    const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+    const down = clamp(row.sectionRowIndex + to[0], 0, rows.length - 1), across = clamp(cell.cellIndex + to[1], 1, last);
+    cell.tabIndex = -1;
+    rows[down].cells[across].tabIndex = 0;
+    rows[down].cells[across].focus();
+    return true;
+  }
+
+  grids.addEventListener("click", (event) => {
+    const cell = event.target.closest("td[role]");
+    if (cell) open(cell);
+  });
+  grids.addEventListener("keydown", (event) => {
+    const cell = event.target.closest("td[role]");
+    if (!cell || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Enter" || event.key === " ") open(cell);
+    else if (!move(cell, event.key)) return;
+    event.preventDefault();
+  });
+  details.addEventListener("keydown", (event) => event.key === "Escape" && close());
+  byId("details-close").addEventListener("click", () => close());
+
+  for (const command of document.querySelectorAll(".command")) {
+    const button = element("button", "Copy", { type: "button" });
+    button.addEventListener("click", async () => {
+      const text = command.querySelector("code");
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(text);
+        button.textContent = "Selected";
+      }
+    });
+    command.append(button);
+  }
+
+  const names = Object.keys(data.now.rows);
+  const failures = (name, when) => (data[when]?.rows[name] ? data[when].rows[name].total - data[when].rows[name].ok : 0);
+  if (names.length) {
+    const first = names.find((name) => failures(name, "now")) || names.find((name) => failures(name, "before")) || names[0];
+    for (const input of document.querySelectorAll("input[name=row]")) {
+      const count = failures(input.value, "now") || failures(input.value, "before");
+      if (count) input.nextElementSibling.append(" ", element("b", `✕ ${count}`));
+      input.checked = input.value === first;
+    }
+    const small = Object.keys(data.now.rows[first].sources).length <= 8;
+    if (data.before && small) document.querySelector("input[name=when][value=both]").checked = true;
+    byId("heat").addEventListener("change", draw);
+    byId("heat").hidden = false;
+    draw();
+  }
+})();

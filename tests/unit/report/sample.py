@@ -1,0 +1,160 @@
+"""Reports of clusters of any size, planned as a real one's and with outcomes made up."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Callable, Iterable
+
+import ansible.module_utils
+
+from pathlib import Path
+
+CORE = str(Path(__file__).parents[3] / "module_utils")
+if CORE not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(CORE)
+
+from ansible.module_utils.netmend import plan  # noqa: E402  after the path
+from ansible.module_utils.netmend.report import judge, members, report  # noqa: E402
+
+TIME = "2026-11-21T03:12:45Z"
+Fails = Callable[[Any], str]  # probe -> outcome
+
+DETAILS = {"timeout": "no answer to SYN", "refused": "RST", "prohibited": "icmp admin-prohibited from 10.0.0.111"}
+
+
+def names(count: int) -> list[str]:
+    """One server, or three where there are enough nodes, and agents."""
+    servers = 3 if count >= 6 else 1
+    return [f"k3s-master-{n:02}" for n in range(1, servers + 1)] + [
+        f"k3s-worker-{n:03}" for n in range(1, count - servers + 1)
+    ]
+
+
+def facts(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts of nodes with two pods each, and of the cluster, as far as planning needs them."""
+    nodes, members_, pods = {}, [], []
+    for number, name in enumerate(names(count)):
+        high, low = divmod(number, 250)
+        address = f"10.0.{high}.{low + 1}"
+        role = "server" if "master" in name else "agent"
+        members_.append({"name": name, "role": role, "internal_ip": address, "ready": True})
+        own = [
+            {
+                "namespace": "keybuzz", "name": f"{kind}-{number}", "uid": f"{kind}-{number}", "node": name,
+                "ip": f"10.42.{number}.{host}", "host_network": False, "ready": True, "phase": "Running",
+                "ports": [{"port": 8080, "protocol": "TCP", "hostPort": 0}] if kind == "web" else [],
+            }
+            for host, kind in ((5, "web"), (6, "tool"))
+        ]  # fmt: skip
+        pods += own
+        nodes[name] = {
+            "name": name, "interfaces": [], "k3s": {"config": {}},
+            "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in own],
+        }  # fmt: skip
+    web = [pod for pod in pods if pod["name"].startswith("web")]
+    services = [
+        _service("default", "kubernetes", "10.43.0.1", 443, []),
+        _service("kube-system", "kube-dns", "10.43.0.10", 53, web[:2]),
+        _service("keybuzz", "web", "10.43.7.7", 80, web, 31695),
+    ]
+    cluster = {
+        "version": "v1.36.3+k3s1", "nodes": members_, "pods": pods, "services": services, "network_policies": [],
+        "dns_ip": "10.43.0.10",
+    }  # fmt: skip
+    return nodes, cluster
+
+
+def _service(namespace: str, name: str, address: str, port: int, pods: list[Any], node_port: int = 0) -> dict[str, Any]:
+    endpoints = [
+        {"ip": pod["ip"], "node": pod["node"], "port": 8080, "protocol": "TCP", "ready": True, "pod": pod["name"]}
+        for pod in pods
+    ]
+    ports = [{"name": "", "port": port, "targetPort": 8080, "nodePort": node_port, "protocol": "TCP"}]
+    return {
+        "namespace": namespace, "name": name, "type": "ClusterIP", "cluster_ip": address, "selector": {},
+        "ports": ports, "external_traffic_policy": "Cluster", "endpoints": endpoints,
+    }  # fmt: skip
+
+
+def measured(count: int, fails: Fails | None = None, findings: Iterable[Any] = (), seed: int = 1) -> Any:
+    """A judgement; ``fails`` says what a probe's outcome is, "" for ok."""
+    nodes, cluster = facts(count)
+    probes = plan.plan_matrix(nodes, cluster)  # type: ignore[arg-type]
+    figures = random.Random(seed)
+    results: dict[str, Any] = {name: {"node": name, "observations": [], "moved": []} for name in nodes}
+    for probe in probes:
+        outcome = (fails(probe) if fails else "") or "ok"
+        seen: dict[str, Any] = {"id": probe["id"], "outcome": outcome, "detail": DETAILS.get(outcome, "")}
+        if outcome == "ok" and probe["protocol"] != "mtu":
+            seen["rtt_ms"] = figures.uniform(0.15, 2.4)
+        if outcome == "ok" and probe["protocol"] == "mtu":
+            seen["mtu"] = 1450
+        results[probe["source_node"]]["observations"].append(seen)
+    failed = [probe["id"] for probe in probes if fails and fails(probe)]
+    return judge(plan.summarise(probes, results), [{**finding, "explains": failed} for finding in findings])  # type: ignore[typeddict-item]
+
+
+def finding(where: list[str], fault: str = "vxlan-dropped-by-host", **remedy: Any) -> Any:
+    return {
+        "fault": fault,
+        "number": 2,
+        "title": "The node's own firewall drops VXLAN",
+        "where": where,
+        "confidence": 0.95,
+        "evidence": [
+            f"UDP 8472 from 10.0.0.1 ends on {where[0]} at `-j DROP` (filter/INPUT, policy), 214 packets meanwhile.",
+            "0 of 14 probes that need the overlay there came through; 14 of 14 pings between the hosts did.",
+        ],
+        "ruled_out": ["The fabric: the packets arrive, the INPUT policy counts them."],
+        "remedy": remedy
+        or {"role": "ufw", "nodes": where, "vars": {}, "text": "Allow UDP 8472 from the nodes' addresses."},
+    }
+
+
+def overlay_to(node: str) -> Fails:
+    """What fails where a node drops VXLAN: everything between its pods and others, in both directions."""
+
+    def fails(probe: Any) -> str:
+        crosses = probe["row"] in ("host-pod", "pod-pod") and probe["source_node"] != probe["target_node"]
+        if crosses and node in (probe["source_node"], probe["target_node"]):
+            return "timeout"
+        if probe.get("attempts", 1) > 1:
+            return "timeout" if probe["source_node"] == node else ""
+        return ""
+
+    return fails
+
+
+CHANGE = {
+    "before": "To Action From\n22/tcp ALLOW Anywhere\n10250/tcp ALLOW 10.0.0.0/24\n",
+    "after": "To Action From\n22/tcp ALLOW Anywhere\n8472/udp ALLOW 10.0.0.1 # netmend: vxlan\n"
+    "8472/udp ALLOW 10.0.0.2 # netmend: vxlan\n10250/tcp ALLOW 10.0.0.0/24\n",
+}
+MARKS = [
+    ("Read nodes and cluster", 0), ("Probe", 3.4), ("Diagnose", 6.1), ("Mend", 6.6), ("Read nodes and cluster", 14.9),
+    ("Probe", 18.0), ("Diagnose", 20.4), ("end", 20.9),
+]  # fmt: skip
+
+
+def whole(now: Any, before: Any, count: int, changes: Iterable[Any] = (), **more: Any) -> Any:
+    _, cluster = facts(count)
+    marks = [{"phase": phase, "at": at} for phase, at in MARKS]
+    nodes = members(cluster, names(count), names(count))  # type: ignore[arg-type]
+    return report(now, before, list(changes), nodes, marks, TIME, "v1.36.3+k3s1", **more)  # type: ignore[arg-type]
+
+
+def mended(count: int, node: str = "") -> Any:
+    """A node dropped VXLAN, and does so no more."""
+    node = node or names(count)[-1]
+    found = finding([node])
+    changes = [{"node": node, "role": "ufw", "diff": [CHANGE]}]
+    return whole(measured(count, seed=2), measured(count, overlay_to(node), [found]), count, changes)
+
+
+def sick(count: int, fails: Fails, findings: Iterable[Any] = ()) -> Any:
+    """One measurement, in which something fails."""
+    return whole(measured(count, fails, findings), None, count)
+
+
+def healthy(count: int) -> Any:
+    return whole(measured(count), None, count)
