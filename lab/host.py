@@ -27,8 +27,9 @@ BUILD_PACKAGES = (
     "xz-utils",
 )
 RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "procps")
-# For the unit tests, which run UFW in a network of its own and make certificates; on the host UFW stays off.
-TEST_PACKAGES = (*RUN_PACKAGES, "openssl", "ufw")
+# For the unit tests, which run UFW in a network of its own, make certificates and open the report in a browser; on the
+# host UFW stays off.
+TEST_PACKAGES = (*RUN_PACKAGES, "chromium", "chromium-driver", "fonts-dejavu-core", "openssl", "ufw")
 GO_AT_LEAST = (1, 26)
 MAX_MAP_COUNT = 4194304
 MAPS = Path("/proc/sys/vm/max_map_count")

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonschema import Draft202012Validator
+
 from . import machines, network
 from .spec import Lab
 
 ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "docs/report.schema.json"
 PROGRAM = Path(sys.executable).with_name("ansible-playbook")
 
 
@@ -22,9 +25,14 @@ class Outcome(NamedTuple):
     report: dict[str, Any]  # reports/report.json
 
     @property
+    def first(self) -> dict[str, Any]:
+        """The first measurement."""
+        return self.report["before"] or self.report["now"]  # type: ignore[no-any-return]
+
+    @property
     def named(self) -> list[str]:
         """The faults that were found first, in their order."""
-        return [finding["fault"] for finding in (self.report["before"] or self.report["now"])["findings"]]
+        return [finding["fault"] for finding in self.first["findings"]]
 
     @property
     def changed(self) -> int:
@@ -40,12 +48,17 @@ class Playbooks:
         self.lab, self.reports = lab, reports
 
     def run(self, name: str, *arguments: str, limit: int = 300) -> Outcome:
-        """Runs a playbook; the report is empty where it wrote none. Raises TimeoutExpired after ``limit`` seconds."""
+        """Runs a playbook; the report is empty where it wrote none.
+
+        Raises TimeoutExpired after ``limit`` seconds, and ValidationError where the report is not what its schema says.
+        """
         report = self.reports / "report.json"
         report.unlink(missing_ok=True)
         with self.start(name, *arguments) as process:
             output, _ = process.communicate(timeout=limit)
         written = json.loads(report.read_text()) if report.exists() else {}
+        if written:
+            Draft202012Validator(json.loads(SCHEMA.read_text())).validate(written)
         return Outcome(process.returncode, output, written)
 
     def start(self, name: str, *arguments: str, output: int | None = subprocess.PIPE) -> subprocess.Popen[str]:

@@ -30,6 +30,20 @@
     return { state, words, sign: state === "some" ? `${seen.length - wrong.length}/${seen.length}` : "" };
   }
 
+  // In a grid that does not fit the window, what fails must not be outside of it.
+  function worstFirst(matrix, sources, targets) {
+    const bySource = new Map(), byTarget = new Map();
+    for (const [source, line] of sources) {
+      for (const [target, places] of targets) {
+        const wrong = places.filter((place) => line.seen[place] !== null && !matrix.outcomes[line.seen[place]].met).length;
+        bySource.set(source, (bySource.get(source) || 0) + wrong);
+        byTarget.set(target, (byTarget.get(target) || 0) + wrong);
+      }
+    }
+    const sorted = (entries, counts) => [...entries].sort((one, other) => counts.get(other[0]) - counts.get(one[0]));
+    return [sorted(sources, bySource), sorted(targets, byTarget)];
+  }
+
   function grid(when, name) {
     const matrix = data[when], row = matrix.rows[name];
     const figure = element("figure", "");
@@ -38,22 +52,25 @@
       figure.append(element("p", "This row was not measured."));
       return figure;
     }
-    const targets = destinations(row);
-    const most = Math.max(targets.size, Object.keys(row.sources).length);
+    let targets = [...destinations(row)], sources = Object.entries(row.sources);
+    const most = Math.max(targets.length, sources.length);
     const size = most <= 12 ? "large" : most <= 40 ? "medium" : "small";
+    if (size === "small") [sources, targets] = worstFirst(matrix, sources, targets);
     const signs = size === "small" ? { ok: "", some: "~", bad: "✕", none: "" } : { ok: "✓", some: "~", bad: "✕", none: "·" };
-    const upright = size !== "large" || targets.size > 6;
-    const parts = [`<table class="heat ${size}" role="grid" aria-label="${escaped(`${name} ${titles[when]}`)}" aria-describedby="heat-help"><thead><tr><td></td>`];
-    for (const target of targets.keys()) {
+    const upright = size !== "large" || targets.length > 6;
+    const parts = [`<table class="heat ${size}" role="grid" aria-label="${escaped(`${name} ${titles[when]}`)}" aria-describedby="heat-help"><thead><tr><td class="corner">from ↓ to →</td>`];
+    for (const [target] of targets) {
       parts.push(`<th scope="col"><span${upright ? ' class="upright"' : ""}>${escaped(target)}</span></th>`);
     }
     parts.push("</tr></thead><tbody>");
-    for (const [source, line] of Object.entries(row.sources)) {
+    for (const [source, line] of sources) {
       parts.push(`<tr><th scope="row">${escaped(source)}</th>`);
       for (const [target, places] of targets) {
         const cell = judged(matrix, line, places);
         const sign = (size === "large" && cell.sign) || signs[cell.state];
-        parts.push(`<td role="gridcell" tabindex="-1" class="${cell.state}" aria-label="${escaped(`${source} to ${target}, ${cell.words}`)}">${sign}</td>`);
+        // Forty thousand labels would take longer than everything else: where there are many, a cell gets its own when it is reached.
+        const label = size === "small" ? "" : ` aria-label="${escaped(`${source} to ${target}, ${cell.words}`)}"`;
+        parts.push(`<td role="gridcell" tabindex="-1" class="${cell.state}"${label}>${sign}</td>`);
       }
       parts.push("</tr>");
     }
@@ -61,14 +78,26 @@
     holder.innerHTML = parts.join("") + "</tbody></table>";
     const table = holder.firstChild;
     Object.assign(table.dataset, { when, name });
-    (table.querySelector("td.bad, td.some") || table.querySelector("td[role]")).tabIndex = 0;
+    const first = table.querySelector("td.bad, td.some") || table.querySelector("td[role]");
+    first.tabIndex = 0;
+    label(first);
     figure.append(holder);
     return figure;
   }
 
+  function failures(when, name) {
+    const row = data[when]?.rows[name];
+    return row ? row.total - row.ok : 0;
+  }
+
   function draw() {
     const when = data.before ? chosen("when").value : "now", name = chosen("row").value;
-    grids.replaceChildren(...(when === "both" ? ["before", "now"] : [when]).map((one) => grid(one, name)));
+    const shown = when === "both" ? ["before", "now"] : [when];
+    grids.replaceChildren(...shown.map((one) => grid(one, name)));
+    for (const input of document.querySelectorAll("input[name=row]")) {
+      const count = failures(shown[0], input.value);
+      input.nextElementSibling.querySelector("b").textContent = count ? ` ✕ ${count}` : "";
+    }
     close(false);
   }
 
@@ -97,9 +126,20 @@
     return [element("h4", [titles[when], from].filter(Boolean).join(", ")), table];
   }
 
+  function ends(cell) {
+    const head = cell.closest("table").tHead.rows[0];
+    return [cell.parentNode.cells[0].textContent, head.cells[cell.cellIndex].textContent];
+  }
+
+  function label(cell) {
+    const [source, target] = ends(cell), { when, name } = cell.closest("table").dataset;
+    const row = data[when].rows[name];
+    const { words } = judged(data[when], row.sources[source], destinations(row).get(target));
+    cell.setAttribute("aria-label", `${source} to ${target}, ${words}`);
+  }
+
   function open(cell) {
-    const table = cell.closest("table");
-    const source = cell.parentNode.cells[0].textContent, target = table.tHead.rows[0].cells[cell.cellIndex].textContent;
+    const table = cell.closest("table"), [source, target] = ends(cell);
     opened?.removeAttribute("aria-selected");
     opened = cell;
     cell.setAttribute("aria-selected", "true");
@@ -126,9 +166,11 @@
     if (!to) return false;
     const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
     const down = clamp(row.sectionRowIndex + to[0], 0, rows.length - 1), across = clamp(cell.cellIndex + to[1], 1, last);
+    const next = rows[down].cells[across];
+    label(next);
     cell.tabIndex = -1;
-    rows[down].cells[across].tabIndex = 0;
-    rows[down].cells[across].focus();
+    next.tabIndex = 0;
+    next.focus();
     return true;
   }
 
@@ -162,16 +204,14 @@
   }
 
   const names = Object.keys(data.now.rows);
-  const failures = (name, when) => (data[when]?.rows[name] ? data[when].rows[name].total - data[when].rows[name].ok : 0);
   if (names.length) {
-    const first = names.find((name) => failures(name, "now")) || names.find((name) => failures(name, "before")) || names[0];
-    for (const input of document.querySelectorAll("input[name=row]")) {
-      const count = failures(input.value, "now") || failures(input.value, "before");
-      if (count) input.nextElementSibling.append(" ", element("b", `✕ ${count}`));
-      input.checked = input.value === first;
+    const worst = (when) => names.find((name) => failures(when, name));
+    const first = worst("now") || worst("before") || names[0];
+    const fits = Object.keys(data.now.rows[first].sources).length <= 8;
+    for (const input of document.querySelectorAll("input[name=row]")) input.checked = input.value === first;
+    for (const input of document.querySelectorAll("input[name=when]")) {
+      input.checked = input.value === (fits ? "both" : worst("now") ? "now" : "before");
     }
-    const small = Object.keys(data.now.rows[first].sources).length <= 8;
-    if (data.before && small) document.querySelector("input[name=when][value=both]").checked = true;
     byId("heat").addEventListener("change", draw);
     byId("heat").hidden = false;
     draw();

@@ -38,7 +38,7 @@ def test_a_fault_is_named_and_mended(
     name, entry = fault
     run = playbooks.run("fix_network.yml")
     assert run.report, run.output
-    row = run.report["before"]["matrix"]["rows"][entry["shows"]]
+    row = run.first["matrix"]["rows"][entry["shows"]]
     assert row["ok"] < row["total"], run.output
     assert run.named[0] == name, run.output
     assert (run.code, run.report["healthy"]) == (0, True), run.output

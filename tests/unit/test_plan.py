@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.netmend.model import ClusterFacts, NodeFacts, Pod, Probe, Service
+from ansible.module_utils.netmend.model import ClusterFacts, Matrix, NodeFacts, Pod, Probe, Service
 from ansible.module_utils.netmend.plan import by_node, met, plan_matrix, summarise
 
 SERVER, AGENT1, AGENT2 = "k3s-master-01", "k3s-worker-01", "k3s-worker-02"
@@ -238,12 +238,48 @@ def test_summary() -> None:
     matrix = summarise(probes, {"any": {"node": "any", "observations": outcomes, "moved": []}})  # type: ignore[typeddict-item]
     row = matrix["rows"]["node-nodeport"]
     assert (matrix["ok"], matrix["total"], row["ok"], row["total"]) == (4, 9, 4, 9)
-    assert row["sources"][AGENT1] == {
-        SERVER: [{"id": f"node-nodeport {AGENT1}>{SERVER} tcp/31695", "outcome": "ok", "met": True}],
-        AGENT1: [{"id": f"node-nodeport {AGENT1}>{AGENT1} tcp/31695", "outcome": "ok", "met": True}],
-        AGENT2: [{"id": f"node-nodeport {AGENT1}>{AGENT2} tcp/31695", "outcome": "timeout", "met": False}],
-    }
-    assert row["sources"][SERVER][AGENT1][0]["outcome"] == "error"  # that node brought nothing back
+    assert [(check["to"], check["address"], check["port"]) for check in row["checks"]] == [
+        (name, address, 31695) for name, address in ADDRESSES.items()
+    ]
+    assert seen(matrix, "node-nodeport", AGENT1) == ["ok", "ok", "timeout"]
+    assert seen(matrix, "node-nodeport", SERVER) == ["error"] * 3  # that node brought nothing back
+    assert [outcome["met"] for outcome in matrix["outcomes"]] == [False, True, False]
+
+
+def test_summary_says_what_was_asked_of_whom_and_what_came_back() -> None:
+    probes = plan_matrix(NODES, CLUSTER)
+    observations = [
+        {"id": probe["id"], "outcome": "ok", **({"mtu": 1450} if probe["protocol"] == "mtu" else {"rtt_ms": 0.12345})}
+        for probe in probes
+    ]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    assert (matrix["ok"], matrix["total"]) == (len(probes), len(probes))
+    assert matrix["outcomes"] == [
+        {"outcome": "ok", "detail": "", "met": True},
+        {"outcome": "ok", "detail": "1450 bytes pass", "met": True},
+    ]
+    hosts = matrix["rows"]["host-host"]
+    assert list(dict.fromkeys(check["to"] for check in hosts["checks"])) == list(ADDRESSES)  # as the sources are
+    itself = [check["to"] == SERVER and check["protocol"] in ("icmp", "mtu") for check in hosts["checks"]]
+    assert [place is None for place in hosts["sources"][SERVER]["seen"]] == itself
+    assert set(hosts["sources"][AGENT1]["rtt_ms"]) == {0.12, None}
+    pods = matrix["rows"]["pod-pod"]
+    assert {line["pod"] for line in pods["sources"].values()} >= {"keybuzz/tool"}
+    assert {check["pod"] for check in pods["checks"]} >= {"keybuzz/web-0"}
+
+
+def test_summary_keeps_probes_apart_that_ask_alike() -> None:
+    probe = {"row": "", "source_node": AGENT1, "protocol": "icmp", "address": "10.0.0.1"}
+    probes: Any = [{**probe, "id": "one"}, {**probe, "id": "two"}]
+    observations = [{"id": "one", "outcome": "ok"}, {"id": "two", "outcome": "timeout"}]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    assert seen(matrix, "", AGENT1) == ["ok", "timeout"]
+    assert (matrix["ok"], matrix["total"]) == (1, 2)
+
+
+def seen(matrix: Matrix, row: str, source: str) -> list[str]:
+    line = matrix["rows"][row]["sources"][source]
+    return [matrix["outcomes"][place]["outcome"] for place in line["seen"] if place is not None]
 
 
 @pytest.mark.parametrize(

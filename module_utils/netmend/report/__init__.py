@@ -126,7 +126,10 @@ def report(
         "before": before,
         "now": now,
         "check_mode": check_mode,
-        "changes": changes,
+        "changes": [
+            {**change, "diff": [part for part in change["diff"] if part.get("before") != part.get("after")]}
+            for change in changes
+        ],
         "phases": [
             {"name": mark["phase"], "seconds": round(following["at"] - mark["at"], 2)}
             for mark, following in zip(marks, marks[1:])

@@ -21,7 +21,7 @@ from . import Named, Report
 from .matrix import Seen, asked, named, probes
 from .text import remedy
 
-LINES = 100  # of one case's failing probes
+LINES = 20  # of one case's failing probes
 PLACES = 12  # of a finding
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")  # https://www.w3.org/TR/xml/#charsets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..model import Check, Matrix, Outcome, Row
 
@@ -99,7 +99,7 @@ def stars(pairs: Iterable[Pair]) -> List[Star]:
 def sentences(matrix: Matrix, name: str, most: int = 6) -> List[str]:
     """What fails in a row: "agent1 to agent2, server0: timeout (tcp/8080)"."""
     failed = failing(matrix, name)
-    return [_sentence(star, failed, most) for star in stars(failed)]
+    return [f"{path}: {_outcomes(failed, pairs)}" for path, pairs in _paths(stars(failed), most)]
 
 
 def named(names: List[str], most: int) -> str:
@@ -109,11 +109,25 @@ def named(names: List[str], most: int) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
-def _sentence(star: Star, failed: Dict[Pair, List[Seen]], most: int) -> str:
-    pairs = [(star.node, other) if star.outwards else (other, star.node) for other in star.others]
-    seen = Counter(
-        f"{probe.outcome['outcome']} ({asked(probe.check)})" for pair in pairs for probe in failed[pair]
-    ).most_common()
-    others = named(star.others, most)
-    path = f"{star.node} to {others}" if star.outwards else f"{others} to {star.node}"
-    return f"{path}: {named([what for what, _ in seen], 3)}"
+def _paths(found: List[Star], most: int) -> Iterator[Tuple[str, List[Pair]]]:
+    """The stars in words, with their pairs; nodes that all fail with each other are told of at once."""
+    meshes: Dict[FrozenSet[str], List[Star]] = {}
+    for star in found:
+        meshes.setdefault(frozenset([star.node, *star.others]), []).append(star)
+    for ends, alike in meshes.items():
+        if len(ends) > 2 and len(alike) == len(ends) and all(star.outwards for star in alike):
+            names = [star.node for star in alike]
+            yield f"each of {named(names, most)} to each other", [pair for star in alike for pair in _pairs(star)]
+            continue
+        for star in alike:
+            others = named(star.others, most)
+            yield f"{star.node} to {others}" if star.outwards else f"{others} to {star.node}", _pairs(star)
+
+
+def _pairs(star: Star) -> List[Pair]:
+    return [(star.node, other) if star.outwards else (other, star.node) for other in star.others]
+
+
+def _outcomes(failed: Dict[Pair, List[Seen]], pairs: List[Pair]) -> str:
+    seen = Counter(f"{probe.outcome['outcome']} ({asked(probe.check)})" for pair in pairs for probe in failed[pair])
+    return named([what for what, _ in seen.most_common()], 3)

@@ -9,8 +9,10 @@ from ..model import Matrix, Remedy
 from . import Change, Judgement, Named, Report
 from .matrix import Seen, cells, destinations, named, sentences
 
-COLUMNS = 6  # destinations that fit side by side; more are told of in sentences
+COLUMNS = 6  # destinations that fit side by side; what fails of more is told of in sentences
+SOURCES = 12  # the same below each other
 SENTENCES = 12  # of one row
+OTHERS = 4  # nodes in such a sentence
 PLACES = 12  # of a finding
 
 
@@ -39,8 +41,8 @@ def _matrix_lines(matrix: Matrix) -> List[str]:
 def _row_lines(matrix: Matrix, name: str) -> List[str]:
     row = matrix["rows"][name]
     targets = destinations(row)
-    if len(targets) > COLUMNS:
-        said = sentences(matrix, name)
+    if len(targets) > COLUMNS or len(row["sources"]) > SOURCES:
+        said = sentences(matrix, name, OTHERS)
         lines = [f"      {sentence}" for sentence in said[:SENTENCES]]
         return lines + ([f"      and {len(said) - SENTENCES} more of the kind"] if len(said) > SENTENCES else [])
     seen = cells(matrix, name)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import os.path
 import re
-from typing import Collection, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Collection, Dict, List, NamedTuple, Sequence, Set, Tuple
 
 from ..model import Matrix
 from . import Member
 from .matrix import Pair, failing, stars
 
 AROUND = 12  # nodes that fit on the ellipse
+SIDE_BY_SIDE = 5  # nodes whose pictures have room beside each other
 LABELLED = 12  # lines that can carry a label each
 DRAWN = 40  # lines in a grid
 HUB = 4  # failing paths that make a mark of a grid's node
@@ -23,6 +24,9 @@ WIDTH = 960
 
 # Kind of path -> rows of the matrix that take it, the lower layer first.
 KINDS = {"hosts": ("host-host",), "pods": ("host-pod", "pod-pod"), "NodePort": ("node-nodeport",)}
+Notes = Dict[str, Dict[str, None]]  # node -> words
+# Rows whose destination is no node -> what a node's box says of them.
+SERVICES = {"pod-clusterip": "Services", "host-clusterip": "Services", "pod-dns": "DNS", "node-nodeport": "NodePort"}
 
 
 class Box(NamedTuple):
@@ -30,7 +34,7 @@ class Box(NamedTuple):
     x: float  # of its centre
     y: float
     label: str  # shortened in a grid
-    state: str  # ok, failing (a path that is drawn, or one to a Service), hub (most paths), down (not ready, not asked)
+    state: str  # ok, failing (has paths that fail in common), hub (so many that they are not drawn), down
     notes: List[str]  # what fails that is no path to another node
 
 
@@ -41,6 +45,8 @@ class Link(NamedTuple):
     y2: float
     kind: str  # the lowest layer that fails; "" = nothing does
     label: str
+    label_x: float
+    label_y: float
     both: bool  # fails in both directions; otherwise from 1 to 2
     title: str
 
@@ -59,52 +65,43 @@ class Picture(NamedTuple):
 def picture(members: Sequence[Member], matrix: Matrix) -> Picture:
     names = {member["name"] for member in members}
     kinds: Dict[Pair, List[str]] = {}
-    notes: Dict[str, List[str]] = {}
+    notes: Notes = {}
     for row in matrix["rows"]:
         kind = next((kind for kind, rows in KINDS.items() if row in rows), "")
         for source, target in failing(matrix, row):
             if kind and target in names and source != target:
                 kinds.setdefault((source, target), [])
                 kinds[source, target] += [] if kind in kinds[source, target] else [kind]
-            elif row not in notes.setdefault(source, []):
-                notes[source].append(row)
+            else:
+                notes.setdefault(source, {})[SERVICES.get(row, row)] = None
     if len(members) <= AROUND:
         return _around(members, kinds, notes)
     return _grid(members, kinds, notes)
 
 
-def _around(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Dict[str, List[str]]) -> Picture:
-    width, height = 168, 58
-    tall = 90 + 46 * len(members)
-    radius_x, radius_y = (WIDTH - width) / 2 - 20, tall / 2 - height / 2 - 10
+def _around(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Notes) -> Picture:
+    width = 620 if len(members) <= SIDE_BY_SIDE else WIDTH
+    size = 168, 58
+    height = 100 + 46 * len(members)
+    radius_x, radius_y = (width - size[0]) / 2 - 10, (height - size[1]) / 2 - 10
     centres = {}
     for place, member in enumerate(members):
         angle = 2 * math.pi * place / len(members) - math.pi / 2
-        along = 0.0 if len(members) == 1 else 1.0
+        along = 0 if len(members) == 1 else 1
         centres[member["name"]] = (
-            WIDTH / 2 + along * radius_x * math.cos(angle),
-            tall / 2 + along * radius_y * math.sin(angle),
+            width / 2 + along * radius_x * math.cos(angle),
+            height / 2 + along * radius_y * math.sin(angle),
         )
-    healthy = [
-        _link(centres, (one["name"], other["name"]), [], False, (width, height), False)
-        for place, one in enumerate(members)
-        for other in members[place + 1 :]
-        if not {(one["name"], other["name"]), (other["name"], one["name"])} & set(kinds)
-    ]
-    touched = {name for pair in kinds for name in pair}
-    return Picture(
-        WIDTH,
-        tall,
-        width,
-        height,
-        False,
-        [_box(member, centres, member["name"], touched, (), notes) for member in members],
-        healthy + _links(centres, kinds, (width, height)),
-        0,
-    )
+    names = [member["name"] for member in members]
+    pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]]
+    healthy: Dict[Pair, List[str]] = {pair: [] for pair in pairs if pair not in kinds and pair[::-1] not in kinds}
+    links = _links(centres, healthy, size) + _links(centres, kinds, size)
+    blamed = _blamed(kinds)
+    boxes = [_box(member, centres, member["name"], blamed, (), notes) for member in members]
+    return Picture(width, height, *size, False, boxes, links, 0)
 
 
-def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Dict[str, List[str]]) -> Picture:
+def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Notes) -> Picture:
     """Servers in rows of their own, the others below."""
     columns = max(8, min(20, math.ceil(math.sqrt(len(members) * 2))))
     gap_x, gap_y = WIDTH / columns, 46
@@ -122,7 +119,7 @@ def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Dict[s
     marked = {(hub.node, other) if hub.outwards else (other, hub.node) for hub in hubs for other in hub.others}
     rest = {pair: kind for pair, kind in kinds.items() if pair not in marked}
     merged = _links(centres, rest, (width, height))
-    touched = {name for pair in rest for name in pair}
+    blamed = _blamed(rest)
     named = {hub.node for hub in hubs}
     prefixes = [_prefix(group) for group in (servers, others)]
     return Picture(
@@ -132,7 +129,7 @@ def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Dict[s
         height,
         True,
         [
-            _box(member, centres, member["name"][len(prefix) :], touched, named, notes)
+            _box(member, centres, member["name"][len(prefix) :], blamed, named, notes)
             for group, prefix in zip((servers, others), prefixes)
             for member in group
         ],
@@ -145,16 +142,21 @@ def _box(
     member: Member,
     centres: Dict[str, Tuple[float, float]],
     label: str,
-    touched: Collection[str],
+    blamed: Collection[str],
     hubs: Collection[str],
-    notes: Dict[str, List[str]],
+    notes: Notes,
 ) -> Box:
     name = member["name"]
-    state = "failing" if name in touched or name in notes else "ok"
+    state = "failing" if name in blamed or name in notes else "ok"
     state = "hub" if name in hubs else state
     state = state if member["ready"] and member["asked"] else "down"
     x, y = centres[name]
-    return Box(member, round(x, 1), round(y, 1), label, state, notes.get(name, []))
+    return Box(member, round(x, 1), round(y, 1), label, state, list(notes.get(name, {})))
+
+
+def _blamed(pairs: Collection[Pair]) -> Set[str]:
+    """The nodes that failing paths have in common; both ends of a path that stands alone."""
+    return {name for star in stars(pairs) for name in [star.node, *(star.others if len(star.others) == 1 else [])]}
 
 
 def _links(
@@ -168,29 +170,38 @@ def _links(
             lines[target, source] = there + [kind for kind in of_pair if kind not in there], True
         else:
             lines[source, target] = list(of_pair), False
-    labelled = len(lines) <= LABELLED
-    return [_link(centres, pair, of_pair, both, size, labelled) for pair, (of_pair, both) in lines.items()]
+    taken = list(centres.values())
+    links = []
+    for (source, target), (of_pair, both) in lines.items():
+        start = _edge(centres[source], centres[target], size)
+        end = _edge(centres[target], centres[source], size)
+        ordered = [kind for kind in KINDS if kind in of_pair]
+        said = ", ".join(ordered)
+        label = said if len(lines) <= LABELLED else ""
+        at = _free(start, end, taken, size) if label else start
+        taken += [at] if label else []
+        title = f"{source} to {target}{' and back' if both else ''}: {said} fails" if said else ""
+        figures = [round(value, 1) for value in (*start, *end, *at)]
+        links.append(Link(*figures[:4], ordered[0] if ordered else "", label, *figures[4:], both, title))
+    return links
 
 
-def _link(
-    centres: Dict[str, Tuple[float, float]],
-    pair: Pair,
-    kinds: List[str],
-    both: bool,
-    size: Tuple[int, int],
-    labelled: bool,
-) -> Link:
-    (x1, y1), (x2, y2) = centres[pair[0]], centres[pair[1]]
-    start, end = _edge((x1, y1), (x2, y2), size), _edge((x2, y2), (x1, y1), size)
-    ordered = [kind for kind in KINDS if kind in kinds]
-    said = ", ".join(ordered)
-    arrow = "and back" if both else "one way"
-    return Link(
-        *(round(value, 1) for value in (*start, *end)),
-        kind=ordered[0] if ordered else "",
-        label=said if labelled else "",
-        both=both,
-        title=f"{pair[0]} to {pair[1]}, {arrow}: {said} fail" if said else "",
+def _free(
+    start: Tuple[float, float], end: Tuple[float, float], taken: Collection[Tuple[float, float]], size: Tuple[int, int]
+) -> Tuple[float, float]:
+    """A point of the line where a label covers no box and no label; its middle where there is none."""
+    places = [
+        (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
+        for share in (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74)
+    ]
+    apart = size[0] / 2 + 24, size[1] / 2 + 8
+    return next(
+        (
+            place
+            for place in places
+            if all(abs(place[0] - x) > apart[0] or abs(place[1] - y) > apart[1] for x, y in taken)
+        ),
+        places[0],
     )
 
 

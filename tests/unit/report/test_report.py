@@ -2,54 +2,108 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.netmend.report import findings_text, judge, report, text
+import pytest
+from ansible.module_utils.netmend.report import judge, members, report
+from jsonschema import Draft202012Validator, ValidationError
+
+from tests.unit.report import sample
+
+SCHEMA = Path(__file__).parents[3] / "docs/report.schema.json"
 
 
 def matrix(*outcomes: str) -> Any:
-    cells = [{"id": f"p{place}", "outcome": outcome, "met": outcome == "ok"} for place, outcome in enumerate(outcomes)]
-    row = {"ok": outcomes.count("ok"), "total": len(outcomes), "sources": {"a": {"b": cells}}}
-    return {"ok": row["ok"], "total": row["total"], "rows": {"pod-pod": row}}
+    """A row in which a asks b once for each outcome."""
+    distinct = list(dict.fromkeys(outcomes))
+    check = {"to": "b", "protocol": "tcp", "address": "10.0.0.2", "port": 80, "pod": "", "service": "", "expect": "ok"}
+    row = {
+        "ok": outcomes.count("ok"),
+        "total": len(outcomes),
+        "checks": [check for _ in outcomes],
+        "sources": {"a": {"pod": "", "seen": list(map(distinct.index, outcomes)), "rtt_ms": [None] * len(outcomes)}},
+    }
+    seen = [{"outcome": outcome, "detail": "", "met": outcome == "ok"} for outcome in distinct]
+    return {"ok": row["ok"], "total": row["total"], "outcomes": seen, "rows": {"pod-pod": row}}
 
 
 def finding(fault: str, **remedy: Any) -> Any:
     return {
         "fault": fault, "number": 0, "title": fault.title(), "where": ["a"], "confidence": 0.9,
-        "evidence": ["Seen."], "ruled_out": ["Not that."], "remedy": remedy, "explains": [],
+        "evidence": ["Seen."], "ruled_out": ["Not that."], "remedy": remedy, "explains": ["one", "two"],
     }  # fmt: skip
+
+
+def said(now: Any, before: Any = None, changes: Any = (), **more: Any) -> Any:
+    return report(now, before, list(changes), [], [], sample.TIME, **more)
 
 
 HEALTHY = judge(matrix("ok", "ok"), [])
 SICK = judge(matrix("ok", "timeout"), [finding("dropped", role="ufw", nodes=["a"], text="Allow it.")])
-
-
-def change(node: str, *added: str) -> Any:
-    return {"node": node, "role": "ufw", "diff": [{"before": "", "after": "\n".join(added)}]}
+CHANGE = {"node": "a", "role": "ufw", "diff": [{"before": "", "after": "rule"}]}
 
 
 def test_a_healthy_cluster() -> None:
     assert HEALTHY["healthy"]
-    assert report(HEALTHY, None, [], "now")["verdict"] == "Healthy. 2 of 2 probes as expected (100 %)."
+    assert said(HEALTHY)["verdict"] == "Healthy. 2 of 2 probes as expected (100 %)."
 
 
 def test_failed_probes_without_a_finding_are_not_healthy() -> None:
     judged = judge(matrix("ok", "timeout"), [])
     assert not judged["healthy"]
-    assert report(judged, None, [], "now")["verdict"].startswith("Findings left: none named")
+    assert said(judged)["verdict"].startswith("Findings left: none named")
 
 
 def test_nothing_measured_is_not_healthy_by_the_score() -> None:
     assert judge(matrix(), [])["score"] == 0
 
 
+def test_only_all_of_them_are_a_hundred_percent() -> None:
+    assert judge(matrix(*["ok"] * 9999, "timeout"), [])["score"] == 99.9
+
+
 def test_mended_says_what_and_from_where() -> None:
-    verdict = report(HEALTHY, SICK, [change("a", "rule")], "now")["verdict"]
-    assert verdict == "Mended: dropped. 2 of 2 probes as expected (100 %), 50 % before."
+    assert said(HEALTHY, SICK, [CHANGE])["verdict"] == (
+        "Mended: dropped. 2 of 2 probes as expected (100 %), 50 % before."
+    )
 
 
 def test_what_is_left_is_named() -> None:
-    assert report(SICK, SICK, [], "now")["verdict"].startswith("Findings left: dropped.")
+    assert said(SICK, SICK)["verdict"].startswith("Findings left: dropped.")
+
+
+def test_one_measurement_is_written_once() -> None:
+    assert said(SICK, SICK)["before"] is None
+    assert said(HEALTHY, SICK)["before"] == SICK
+
+
+def test_of_what_a_finding_explains_the_number_is_kept() -> None:
+    assert SICK["findings"][0]["explains"] == 2
+
+
+def test_parts_of_a_diff_that_are_alike_are_left_out() -> None:
+    alike = {"before": "same\n", "after": "same\n"}
+    change = {**CHANGE, "diff": [alike, *CHANGE["diff"]]}
+    assert said(HEALTHY, SICK, [change])["changes"] == [CHANGE]
+
+
+def test_phases_last_until_the_next_begins() -> None:
+    marks: Any = [{"phase": "Probe", "at": 10.0}, {"phase": "Diagnose", "at": 12.5}, {"phase": "end", "at": 12.75}]
+    phases = report(HEALTHY, None, [], [], marks, sample.TIME)["phases"]
+    assert phases == [{"name": "Probe", "seconds": 2.5}, {"name": "Diagnose", "seconds": 0.25}]
+
+
+def test_nodes_of_the_inventory_that_nobody_knows() -> None:
+    known = {"name": "b", "role": "agent", "internal_ip": "10.0.0.2", "ready": True}
+    server = {"name": "a", "role": "server", "internal_ip": "10.0.0.1", "ready": False}
+    cluster: Any = {"nodes": [known, server]}
+    assert members(cluster, ["a", "b", "c"], ["b"]) == [
+        {"name": "a", "role": "server", "address": "10.0.0.1", "ready": False, "asked": False},
+        {"name": "b", "role": "agent", "address": "10.0.0.2", "ready": True, "asked": True},
+        {"name": "c", "role": "", "address": "", "ready": False, "asked": False},
+    ]
 
 
 def test_findings_ask_for_roles_on_nodes() -> None:
@@ -71,14 +125,42 @@ def test_foreign_rules_go_only_with_consent() -> None:
     assert judge(matrix("ok"), [foreign], remove_foreign_rules=True)["remedies"] == asked
 
 
-def test_the_text_shows_where_it_fails_and_why() -> None:
-    shown = findings_text(SICK)
-    assert "pod-pod             1 of 2    NOT OK" in shown
-    assert "timeout 1/2" in shown
-    assert "1. Dropped [dropped, 90% sure]" in shown
-    assert "remedy: Allow it; role ufw on a" in shown
+# --- the schema -------------------------------------------------------------------------------------------------------
 
 
-def test_a_change_that_all_nodes_share_stands_once() -> None:
-    shown = text(report(HEALTHY, SICK, [change("a", "all", "one"), change("b", "all")], "now"))
-    assert "  ufw on a, b\n    + all\n    + one  [a]\n" in shown
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    text = json.loads(SCHEMA.read_text())
+    Draft202012Validator.check_schema(text)
+    return Draft202012Validator(text)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        sample.healthy(3),
+        sample.mended(8),
+        sample.sick(13, sample.overlay_to("k3s-worker-004"), [sample.finding(["k3s-worker-004"], command="ufw allow")]),
+        said(SICK, None, [CHANGE], check_mode=True),
+    ],
+    ids=["healthy", "mended", "sick", "check mode"],
+)
+def test_reports_are_as_the_schema_says(schema: Draft202012Validator, whole: Any) -> None:
+    schema.validate(json.loads(json.dumps(whole)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schema": 2},
+        {"surprise": 1},
+        {"time": "yesterday"},
+        {"score": 101},
+        {"nodes": [{"name": "a"}]},
+        {"changes": [{"node": "a", "role": "ufw", "diff": [], "more": 1}]},
+    ],
+    ids=str,
+)
+def test_what_is_no_report_is_not(schema: Draft202012Validator, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        schema.validate({**said(SICK), **wrong})

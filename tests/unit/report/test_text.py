@@ -1,0 +1,40 @@
+"""The report on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.module_utils.netmend.report import text
+
+from tests.unit.report import sample
+from tests.unit.report.test_report import HEALTHY, SICK, said
+
+
+def change(node: str, *added: str) -> Any:
+    return {"node": node, "role": "ufw", "diff": [{"before": "", "after": "\n".join(added)}]}
+
+
+def test_the_text_shows_where_it_fails_and_why() -> None:
+    shown = text.measured(SICK)
+    assert "pod-pod             1 of 2    NOT OK" in shown
+    assert "timeout 1/2" in shown
+    assert "1. Dropped [dropped, 90% sure]" in shown
+    assert "remedy: Allow it; role ufw on a" in shown
+
+
+def test_a_change_that_all_nodes_share_stands_once() -> None:
+    shown = text.render(said(HEALTHY, SICK, [change("a", "all", "one"), change("b", "all")]))
+    assert "Changed\n  ufw on a, b\n    + all\n    + one  [a]\n" in shown
+
+
+def test_what_check_mode_would_change() -> None:
+    assert "Would change\n" in text.render(said(SICK, None, [change("a", "rule")], check_mode=True))
+
+
+def test_many_nodes_fit_the_terminal() -> None:
+    sick = sample.sick(40, sample.overlay_to("k3s-worker-020"), [sample.finding([f"n{n}" for n in range(200)])])
+    shown = text.render(sick)
+    assert max(map(len, shown.partition("\n\n")[0].splitlines())) <= 120
+    assert len(shown.splitlines()) < 60
+    assert "k3s-worker-020 to k3s-master-01" in shown
+    assert "and 188 more" in shown
