@@ -6,6 +6,7 @@ import re
 from typing import Any, Dict, Iterable, List
 
 from ..model import Node, Pod, Service
+from .k3s import redact
 
 Object = Dict[str, Any]
 
@@ -29,7 +30,7 @@ def node(item: Object) -> Node:
         ready=ready.get("status") == "True",
         reason=ready.get("reason", "no condition"),
         annotations={
-            name: value
+            name: redact(name, value)
             for name, value in meta.get("annotations", {}).items()
             if name.startswith(_ANNOTATIONS) and name not in _LEFT_OUT
         },

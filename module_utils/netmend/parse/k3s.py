@@ -78,6 +78,8 @@ _ENVIRONMENT = {
 }
 _SECRET = re.compile(r"(^|[-_])(token|secret|password|auth|access-key|secret-key)$|^datastore-endpoint$")
 _SECRET_ARGUMENT = re.compile(r"^([^=]*(?:token|secret|password|passwd|api-?key))=.*$", re.I | re.S)
+# A key or a certificate, as it is or in base64, as kubeconfigs and CNI configurations hold them.
+_PEM = re.compile(r"-----BEGIN |LS0tLS1CRUdJTi")
 _USERINFO = re.compile(r"(://)[^/@\s]+@")
 
 _IGNORED = re.compile(r" *(#.*)?$")
@@ -222,8 +224,8 @@ def effective(
 
 
 def redact(key: str, value: Any) -> Any:
-    """The value of a key as it may be shown: what its name calls a secret is replaced, at any depth."""
-    if _SECRET.search(key):
+    """The value of a key as it may be shown: what its name calls a secret, and PEM, is replaced, at any depth."""
+    if _SECRET.search(key) or (isinstance(value, str) and _PEM.search(value)):
         return REDACTED
     if isinstance(value, dict):
         return {name: redact(name, item) for name, item in value.items()}

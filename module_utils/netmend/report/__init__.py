@@ -93,10 +93,7 @@ def judge(matrix: Matrix, findings: Sequence[Finding], remove_foreign_rules: boo
             _merge(remedies.setdefault(node, {}).setdefault(role, {}), remedy.get("vars", {}))
     score = 100.0 * matrix["ok"] / matrix["total"] if matrix["total"] else 0.0
     healthy = not findings and matrix["ok"] == matrix["total"]
-    named: List[Named] = [
-        {**finding, "explains": len(finding["explains"])}  # type: ignore[misc]
-        for finding in findings
-    ]
+    named: List[Named] = [{**finding, "explains": len(finding["explains"])} for finding in findings]
     return {"matrix": matrix, "findings": named, "remedies": remedies, "score": _rounded(score), "healthy": healthy}
 
 
@@ -106,6 +103,7 @@ def report(
     changes: List[Change],
     nodes: List[Member],
     marks: Sequence[Mark],
+    *,
     time: str,
     version: str = "",
     check_mode: bool = False,

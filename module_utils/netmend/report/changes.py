@@ -15,7 +15,9 @@ class Same(NamedTuple):
 
     role: str
     nodes: List[str]
-    lines: List[Tuple[str, str]]  # sign and text: "+" added, "-" taken away, " " as it was, "@" where lines are left out
+    lines: List[
+        Tuple[str, str]
+    ]  # sign and text: "+" added, "-" taken away, " " as it was, "@" where lines are left out
 
 
 def gathered(changes: List[Change]) -> List[Same]:

@@ -32,7 +32,9 @@ def render(report: Report) -> str:
     matrix = now["matrix"]
     families = [
         _family("score_ratio", "Share of the probes that came out as expected.", [({}, _ratio(matrix))]),
-        _family("healthy", "Whether nothing was found and every probe came out as expected.", [({}, int(now["healthy"]))]),
+        _family(
+            "healthy", "Whether nothing was found and every probe came out as expected.", [({}, int(now["healthy"]))]
+        ),
         _family(
             "probes",
             "Probes of the last measurement by row of the matrix and outcome; met says whether that was expected.",
@@ -41,7 +43,9 @@ def render(report: Report) -> str:
         _family("findings", "Findings that are left, by fault.", [({"fault": name}, n) for name, n in faults.items()]),
         _family("nodes", "Nodes of the cluster and of the inventory.", [({}, len(report["nodes"]))]),
         _family(
-            "nodes_asked", "Nodes that answered and were measured from.", [({}, sum(n["asked"] for n in report["nodes"]))]
+            "nodes_asked",
+            "Nodes that answered and were measured from.",
+            [({}, sum(n["asked"] for n in report["nodes"]))],
         ),
         _family(
             "changes",

@@ -108,5 +108,3 @@ def _diff_lines(diff: List[Dict[str, str]]) -> Iterator[str]:
         before, after = part.get("before", "").splitlines(), part.get("after", "").splitlines()
         yield from (f"- {line}" for line in before if line not in after)
         yield from (f"+ {line}" for line in after if line not in before)
-
-

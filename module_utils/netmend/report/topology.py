@@ -6,8 +6,8 @@ that fails with many others is marked instead of drawing a line to each of them.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os.path
 import re
 from typing import Collection, Dict, List, NamedTuple, Sequence, Set, Tuple
 
@@ -97,7 +97,7 @@ def _around(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Note
     healthy: Dict[Pair, List[str]] = {pair: [] for pair in pairs if pair not in kinds and pair[::-1] not in kinds}
     links = _links(centres, healthy, size) + _links(centres, kinds, size)
     blamed = _blamed(kinds)
-    boxes = [_box(member, centres, member["name"], blamed, (), notes) for member in members]
+    boxes = [_box(member, centres, member["name"], blamed=blamed, hubs=(), notes=notes) for member in members]
     return Picture(width, height, *size, False, boxes, links, 0)
 
 
@@ -129,7 +129,7 @@ def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Notes)
         height,
         True,
         [
-            _box(member, centres, member["name"][len(prefix) :], blamed, named, notes)
+            _box(member, centres, member["name"][len(prefix) :], blamed=blamed, hubs=named, notes=notes)
             for group, prefix in zip((servers, others), prefixes)
             for member in group
         ],
@@ -142,6 +142,7 @@ def _box(
     member: Member,
     centres: Dict[str, Tuple[float, float]],
     label: str,
+    *,
     blamed: Collection[str],
     hubs: Collection[str],
     notes: Notes,
@@ -159,9 +160,7 @@ def _blamed(pairs: Collection[Pair]) -> Set[str]:
     return {name for star in stars(pairs) for name in [star.node, *(star.others if len(star.others) == 1 else [])]}
 
 
-def _links(
-    centres: Dict[str, Tuple[float, float]], kinds: Dict[Pair, List[str]], size: Tuple[int, int]
-) -> List[Link]:
+def _links(centres: Dict[str, Tuple[float, float]], kinds: Dict[Pair, List[str]], size: Tuple[int, int]) -> List[Link]:
     """One line a pair of nodes, whichever directions fail."""
     lines: Dict[Pair, Tuple[List[str], bool]] = {}
     for (source, target), of_pair in kinds.items():
@@ -181,8 +180,17 @@ def _links(
         at = _free(start, end, taken, size) if label else start
         taken += [at] if label else []
         title = f"{source} to {target}{' and back' if both else ''}: {said} fails" if said else ""
-        figures = [round(value, 1) for value in (*start, *end, *at)]
-        links.append(Link(*figures[:4], ordered[0] if ordered else "", label, *figures[4:], both, title))
+        links.append(
+            Link(
+                *(round(start[0], 1), round(start[1], 1), round(end[0], 1), round(end[1], 1)),
+                kind=ordered[0] if ordered else "",
+                label=label,
+                label_x=round(at[0], 1),
+                label_y=round(at[1], 1),
+                both=both,
+                title=title,
+            )
+        )
     return links
 
 
@@ -215,5 +223,6 @@ def _edge(at: Tuple[float, float], towards: Tuple[float, float], size: Tuple[int
 
 def _prefix(group: Sequence[Member]) -> str:
     """What all names of a group begin with, up to a punctuation; "" for one name."""
-    common = os.path.commonprefix([member["name"] for member in group]) if len(group) > 1 else ""
-    return re.sub(r"[^-_.]*$", "", common)
+    names = sorted(member["name"] for member in group)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(names[0], names[-1])) if len(names) > 1 else ()
+    return re.sub(r"[^-_.]*$", "", "".join(letter for letter, _ in alike))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import ansible.module_utils
-
-from pathlib import Path
 
 CORE = str(Path(__file__).parents[3] / "module_utils")
 if CORE not in ansible.module_utils.__path__:
@@ -55,7 +54,7 @@ def facts(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     services = [
         _service("default", "kubernetes", "10.43.0.1", 443, []),
         _service("kube-system", "kube-dns", "10.43.0.10", 53, web[:2]),
-        _service("keybuzz", "web", "10.43.7.7", 80, web, 31695),
+        _service("keybuzz", "web", "10.43.7.7", 80, web, node_port=31695),
     ]
     cluster = {
         "version": "v1.36.3+k3s1", "nodes": members_, "pods": pods, "services": services, "network_policies": [],
@@ -64,7 +63,9 @@ def facts(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return nodes, cluster
 
 
-def _service(namespace: str, name: str, address: str, port: int, pods: list[Any], node_port: int = 0) -> dict[str, Any]:
+def _service(
+    namespace: str, name: str, address: str, port: int, pods: list[Any], *, node_port: int = 0
+) -> dict[str, Any]:
     endpoints = [
         {"ip": pod["ip"], "node": pod["node"], "port": 8080, "protocol": "TCP", "ready": True, "pod": pod["name"]}
         for pod in pods
@@ -131,8 +132,8 @@ CHANGE = {
     "8472/udp ALLOW 10.0.0.2 # netmend: vxlan\n10250/tcp ALLOW 10.0.0.0/24\n",
 }
 MARKS = [
-    ("Read nodes and cluster", 0), ("Probe", 3.4), ("Diagnose", 6.1), ("Mend", 6.6), ("Read nodes and cluster", 14.9),
-    ("Probe", 18.0), ("Diagnose", 20.4), ("end", 20.9),
+    ("Read nodes and cluster", 0), ("Plan and probe", 3.4), ("Diagnose", 6.1), ("Mend", 6.6),
+    ("Read nodes and cluster", 14.9), ("Plan and probe", 18.0), ("Diagnose", 20.4), ("end", 20.9),
 ]  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def whole(now: Any, before: Any, count: int, changes: Iterable[Any] = (), **more
     _, cluster = facts(count)
     marks = [{"phase": phase, "at": at} for phase, at in MARKS]
     nodes = members(cluster, names(count), names(count))  # type: ignore[arg-type]
-    return report(now, before, list(changes), nodes, marks, TIME, "v1.36.3+k3s1", **more)  # type: ignore[arg-type]
+    return report(now, before, list(changes), nodes, marks, time=TIME, version="v1.36.3+k3s1", **more)  # type: ignore[arg-type]
 
 
 def mended(count: int, node: str = "") -> Any:

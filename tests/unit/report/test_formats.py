@@ -58,7 +58,9 @@ def test_junit_says_what_failed_and_what_was_found() -> None:
     assert failure.attrib == {"message": "2 of 3 probes not as expected", "type": "timeout"}
     assert failure.text
     assert failure.text.splitlines()[0] == "to k3s-master-01 tcp/8080 at 10.42.0.5: timeout (no answer to SYN)"
-    first, second = (failed["netmend.findings", name] for name in ("vxlan-dropped-by-host", "vxlan-dropped-by-host (2)"))
+    first, second = (
+        failed["netmend.findings", name] for name in ("vxlan-dropped-by-host", "vxlan-dropped-by-host (2)")
+    )
     assert "seen: UDP 8472" in str(first.text)
     assert "not: The fabric" in str(first.text)
     assert str(second.text).endswith("remedy: `ufw allow`")
@@ -110,7 +112,7 @@ def test_prometheus_of_a_sick_cluster() -> None:
 
 def test_prometheus_adds_up_the_phases_of_both_measurements() -> None:
     samples = parsed(prometheus.render(MENDED))
-    assert samples['netmend_phase_seconds{phase="Probe"}'] == 5.1
+    assert samples['netmend_phase_seconds{phase="Plan and probe"}'] == 5.1
     assert samples["netmend_changes"] == 1
 
 

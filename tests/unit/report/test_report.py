@@ -37,7 +37,7 @@ def finding(fault: str, **remedy: Any) -> Any:
 
 
 def said(now: Any, before: Any = None, changes: Any = (), **more: Any) -> Any:
-    return report(now, before, list(changes), [], [], sample.TIME, **more)
+    return report(now, before, list(changes), [], [], time=sample.TIME, **more)
 
 
 HEALTHY = judge(matrix("ok", "ok"), [])
@@ -91,7 +91,7 @@ def test_parts_of_a_diff_that_are_alike_are_left_out() -> None:
 
 def test_phases_last_until_the_next_begins() -> None:
     marks: Any = [{"phase": "Probe", "at": 10.0}, {"phase": "Diagnose", "at": 12.5}, {"phase": "end", "at": 12.75}]
-    phases = report(HEALTHY, None, [], [], marks, sample.TIME)["phases"]
+    phases = report(HEALTHY, None, [], [], marks, time=sample.TIME)["phases"]
     assert phases == [{"name": "Probe", "seconds": 2.5}, {"name": "Diagnose", "seconds": 0.25}]
 
 
