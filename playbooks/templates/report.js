@@ -26,21 +26,26 @@
     const wrong = seen.map((place) => matrix.outcomes[place]).filter((outcome) => !outcome.met);
     const state = !seen.length ? "none" : !wrong.length ? "ok" : wrong.length < seen.length ? "some" : "bad";
     const said = [...new Set(wrong.map((outcome) => outcome.outcome))].join(", ");
-    const words = !seen.length ? "not asked" : `${seen.length - wrong.length} of ${seen.length} as expected` + (said && `: ${said}`);
-    return { state, words, sign: state === "some" ? `${seen.length - wrong.length}/${seen.length}` : "" };
+    const met = seen.length - wrong.length;
+    const words = seen.length ? `${met} of ${seen.length} as expected${said && `: ${said}`}` : "not asked";
+    return { state, words, sign: state === "some" ? `${met}/${seen.length}` : "" };
   }
 
   // In a grid that does not fit the window, what fails must not be outside of it.
-  function worstFirst(matrix, sources, targets) {
+  function worstFirst(name, sources, targets) {
     const bySource = new Map(), byTarget = new Map();
-    for (const [source, line] of sources) {
-      for (const [target, places] of targets) {
-        const wrong = places.filter((place) => line.seen[place] !== null && !matrix.outcomes[line.seen[place]].met).length;
-        bySource.set(source, (bySource.get(source) || 0) + wrong);
-        byTarget.set(target, (byTarget.get(target) || 0) + wrong);
+    const count = (counts, end) => counts.set(end, (counts.get(end) || 0) + 1);
+    for (const matrix of [data.before, data.now]) {
+      const row = matrix?.rows[name];
+      for (const [source, line] of Object.entries(row?.sources || {})) {
+        line.seen.forEach((seen, place) => {
+          if (seen === null || matrix.outcomes[seen].met) return;
+          count(bySource, source);
+          count(byTarget, row.checks[place].to);
+        });
       }
     }
-    const sorted = (entries, counts) => [...entries].sort((one, other) => counts.get(other[0]) - counts.get(one[0]));
+    const sorted = (ends, counts) => ends.sort(([one], [other]) => (counts.get(other) || 0) - (counts.get(one) || 0));
     return [sorted(sources, bySource), sorted(targets, byTarget)];
   }
 
@@ -55,10 +60,14 @@
     let targets = [...destinations(row)], sources = Object.entries(row.sources);
     const most = Math.max(targets.length, sources.length);
     const size = most <= 12 ? "large" : most <= 40 ? "medium" : "small";
-    if (size === "small") [sources, targets] = worstFirst(matrix, sources, targets);
-    const signs = size === "small" ? { ok: "", some: "~", bad: "✕", none: "" } : { ok: "✓", some: "~", bad: "✕", none: "·" };
+    if (size === "small") [sources, targets] = worstFirst(name, sources, targets);
+    const signs = { ok: "✓", some: "~", bad: "✕", none: "·", ...(size === "small" && { ok: "", none: "" }) };
     const upright = size !== "large" || targets.length > 6;
-    const parts = [`<table class="heat ${size}" role="grid" aria-label="${escaped(`${name} ${titles[when]}`)}" aria-describedby="heat-help"><thead><tr><td class="corner">from ↓ to →</td>`];
+    const title = escaped(`${name} ${titles[when]}`);
+    const parts = [
+      `<table class="heat ${size}" role="grid" aria-label="${title}" aria-describedby="heat-help">`,
+      '<thead><tr><td class="corner">from ↓ to →</td>',
+    ];
     for (const [target] of targets) {
       parts.push(`<th scope="col"><span${upright ? ' class="upright"' : ""}>${escaped(target)}</span></th>`);
     }
@@ -68,7 +77,7 @@
       for (const [target, places] of targets) {
         const cell = judged(matrix, line, places);
         const sign = (size === "large" && cell.sign) || signs[cell.state];
-        // Forty thousand labels would take longer than everything else: where there are many, a cell gets its own when it is reached.
+        // Forty thousand labels would take longer than all else: where there are many, a cell gets its own when reached.
         const label = size === "small" ? "" : ` aria-label="${escaped(`${source} to ${target}, ${cell.words}`)}"`;
         parts.push(`<td role="gridcell" tabindex="-1" class="${cell.state}"${label}>${sign}</td>`);
       }
@@ -111,16 +120,17 @@
     for (const title of ["Probe", "Outcome", "Round trip"]) head.append(element("th", title, { scope: "col" }));
     const body = table.createTBody();
     for (const place of places) {
-      const check = row.checks[place], outcome = matrix.outcomes[line.seen[place]], line_ms = line.rtt_ms[place];
+      const check = row.checks[place], outcome = matrix.outcomes[line.seen[place]], rtt = line.rtt_ms[place];
       const cells = body.insertRow();
       const asked = cells.insertCell(), saw = cells.insertCell(), took = cells.insertCell();
       asked.append(check.port ? `${check.protocol}/${check.port}` : check.protocol);
       asked.append(element("small", [check.address, check.pod || check.service].filter(Boolean).join(", ")));
-      saw.append(element("span", `${outcome.met ? "✓" : "✕"} ${outcome.outcome}`, { className: `state ${outcome.met ? "ok" : "bad"}` }));
+      const className = `state ${outcome.met ? "ok" : "bad"}`;
+      saw.append(element("span", `${outcome.met ? "✓" : "✕"} ${outcome.outcome}`, { className }));
       const expected = check.expect === "ok" ? "" : `expected ${check.expect}`;
       saw.append(element("small", [outcome.detail, expected].filter(Boolean).join("; ")));
       took.className = "num";
-      took.append(line_ms === null ? "–" : `${line_ms} ms`);
+      took.append(rtt === null ? "–" : `${rtt} ms`);
     }
     const from = line.pod ? `from pod ${line.pod}` : "from the host";
     return [element("h4", [titles[when], from].filter(Boolean).join(", ")), table];

@@ -97,7 +97,9 @@ def _around(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Note
     healthy: Dict[Pair, List[str]] = {pair: [] for pair in pairs if pair not in kinds and pair[::-1] not in kinds}
     links = _links(centres, healthy, size) + _links(centres, kinds, size)
     blamed = _blamed(kinds)
-    boxes = [_box(member, centres, member["name"], blamed=blamed, hubs=(), notes=notes) for member in members]
+    boxes = [
+        _box(member, centres, _fitting(member["name"], 20), blamed=blamed, hubs=(), notes=notes) for member in members
+    ]
     return Picture(width, height, *size, False, boxes, links, 0)
 
 
@@ -129,9 +131,10 @@ def _grid(members: Sequence[Member], kinds: Dict[Pair, List[str]], notes: Notes)
         height,
         True,
         [
-            _box(member, centres, member["name"][len(prefix) :], blamed=blamed, hubs=named, notes=notes)
+            _box(member, centres, label, blamed=blamed, hubs=named, notes=notes)
             for group, prefix in zip((servers, others), prefixes)
             for member in group
+            for label in [_fitting(member["name"][len(prefix) :], (width - 20) // 5)]
         ],
         merged[:DRAWN],
         max(0, len(merged) - DRAWN),
@@ -179,7 +182,7 @@ def _links(centres: Dict[str, Tuple[float, float]], kinds: Dict[Pair, List[str]]
         label = said if len(lines) <= LABELLED else ""
         at = _free(start, end, taken, size) if label else start
         taken += [at] if label else []
-        title = f"{source} to {target}{' and back' if both else ''}: {said} fails" if said else ""
+        title = f"{source} to {target}{', and back' if both else ''}, fails: {said}" if said else ""
         links.append(
             Link(
                 *(round(start[0], 1), round(start[1], 1), round(end[0], 1), round(end[1], 1)),
@@ -219,6 +222,13 @@ def _edge(at: Tuple[float, float], towards: Tuple[float, float], size: Tuple[int
     half_width, half_height = size[0] / 2 + 5, size[1] / 2 + 5
     scale = min(half_width / abs(across) if across else math.inf, half_height / abs(down) if down else math.inf)
     return at[0] + across * scale, at[1] + down * scale
+
+
+def _fitting(name: str, letters: int) -> str:
+    """The name, without its middle where it is longer; its end tells nodes apart."""
+    if len(name) <= letters:
+        return name
+    return f"{name[: letters // 3]}…{name[-(letters - letters // 3 - 1) :]}"
 
 
 def _prefix(group: Sequence[Member]) -> str:

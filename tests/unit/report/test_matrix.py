@@ -88,8 +88,8 @@ def test_lines_say_which_way_and_on_which_layer_it_fails() -> None:
     whole = sample.sick(3, fails)
     it = picture(whole["nodes"], whole["now"]["matrix"])
     assert {(link.kind, link.label, link.both, link.title) for link in it.links if link.kind} == {
-        ("pods", "pods", True, "k3s-worker-001 to k3s-worker-002 and back: pods fails"),
-        ("hosts", "hosts, NodePort", False, "k3s-worker-002 to k3s-master-01: hosts, NodePort fails"),
+        ("pods", "pods", True, "k3s-worker-001 to k3s-worker-002, and back, fails: pods"),
+        ("hosts", "hosts, NodePort", False, "k3s-worker-002 to k3s-master-01, fails: hosts, NodePort"),
     }
     master, second = it.boxes[0], it.boxes[2]
     (arrow,) = (link for link in it.links if link.kind == "hosts")
@@ -103,6 +103,17 @@ def test_a_node_that_fails_with_many_is_marked_instead_of_drawing_each() -> None
     assert [(box.member["name"], box.label) for box in it.boxes if box.state == "hub"] == [("k3s-worker-040", "040")]
     assert (it.links, it.left_out) == ([], 0)
     assert {box.state for box in it.boxes} == {"hub", "ok"}
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_long_names_are_shortened_to_what_tells_them_apart(count: int) -> None:
+    whole = sample.healthy(count)
+    for number, node in enumerate(whole["nodes"]):
+        node["name"] = f"{'abcdefgh'[number % 8]}-{'long' * 12}-{number:04}"
+    it = picture(whole["nodes"], whole["now"]["matrix"])
+    labels = [box.label for box in it.boxes]
+    assert len(set(labels)) == count
+    assert max(map(len, labels)) <= 20
 
 
 def test_nodes_that_do_not_answer_are_seen() -> None:
