@@ -129,5 +129,10 @@ def _pairs(star: Star) -> List[Pair]:
 
 
 def _outcomes(failed: Dict[Pair, List[Seen]], pairs: List[Pair]) -> str:
-    seen = Counter(f"{probe.outcome['outcome']} ({asked(probe.check)})" for pair in pairs for probe in failed[pair])
-    return named([what for what, _ in seen.most_common()], 3)
+    """ "refused (tcp/10250, tcp/6443), timeout (icmp)", the most frequent first."""
+    seen: Dict[str, Counter[str]] = {}
+    for pair in pairs:
+        for probe in failed[pair]:
+            seen.setdefault(probe.outcome["outcome"], Counter())[asked(probe.check)] += 1
+    ordered = sorted(seen.items(), key=lambda item: -sum(item[1].values()))
+    return ", ".join(f"{outcome} ({named([what for what, _ in of.most_common()], 3)})" for outcome, of in ordered)
