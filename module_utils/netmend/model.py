@@ -153,6 +153,7 @@ class PodProcess(TypedDict):
 class NodeFacts(TypedDict):
     name: str  # node-name of K3s, else the host name
     time: float  # the node's clock, seconds since the epoch, when gathering began
+    took: float  # seconds that gathering took
     clock: Dict[str, Any]  # {"synchronized": bool | None, "source": "chrony" | "timesyncd" | ""}
     interfaces: List[Interface]
     routes: List[Route]
@@ -418,11 +419,15 @@ class Finding(TypedDict):
     explains: List[str]  # ids of the failing probes that it accounts for
 
 
-class Run(TypedDict):
-    """All that diagnosis sees: it gathers nothing itself."""
-
+class _Measured(TypedDict):
     expected_nodes: List[str]  # the inventory's
     nodes: Dict[str, NodeFacts]
     cluster: ClusterFacts
     probes: List[Probe]
     results: Dict[str, ProbeResult]  # by node
+
+
+class Run(_Measured, total=False):
+    """All that diagnosis sees: it gathers nothing itself."""
+
+    underlay: Underlay  # absent where it was not measured

@@ -202,13 +202,14 @@ def _crossed(crossing: Crossing, listened: bool) -> str:
     sent, arrived, accepted = crossing["sent"], crossing["arrived"], crossing["accepted"]
     if not sent:
         return "sender" if crossing["told"] else "unknown"
-    if accepted >= ENOUGH * sent:
+    # A refusal may be anybody's; and what is redirected on arrival is answered without having been accepted as it was.
+    if accepted >= ENOUGH * sent or "SYN-ACK" in crossing["told"]:
         return "passes"
-    if not arrived:
-        return "passes" if crossing["answered"] else "fabric" if listened else "unknown"
-    if arrived < ENOUGH * sent:
-        return "lossy" if listened else "unknown"
-    return "passes" if crossing["answered"] >= ENOUGH * sent else "host"
+    if not listened:
+        return "unknown"
+    if arrived >= ENOUGH * sent:
+        return "host"
+    return "lossy" if arrived else "fabric"
 
 
 def _largest(sent: Mapping[str, int], arrived: Mapping[str, int], told: Mapping[str, int]) -> Tuple[int, str]:

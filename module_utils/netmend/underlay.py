@@ -39,7 +39,7 @@ from .underlay_packets import (
     UDP,
     Instruction,
     Mark,
-    ipip_payload,
+    ipip_packet,
     marked,
     marked_datagram,
     packet_filter,
@@ -137,7 +137,7 @@ class _Round:
         self.arrived: Set[Mark] = set()
         self.accepted: Set[Mark] = set()
         self.devices: Dict[bytes, str] = {}  # by the sender's token
-        self.macs: Dict[str, bytes] = {}
+        self.macs: Dict[str, bytes] = {}  # by the address of the next hop
 
     def take(self, start: float) -> None:
         for peer in self.peers:
@@ -187,13 +187,15 @@ class _Round:
 
     def _send(self, peer: Peer, mark: Mark) -> None:
         kind, to = KINDS[mark.kind], self.report["to"][peer.name]
-        if kind.name == ROUTED:
-            failure = self._send_routed(peer, mark)
+        if kind.name == ROUTED and (to["gateway"] or not to["device"]):
+            failure = f"not on the same link, but behind {to['gateway']}" if to["gateway"] else "no route"
+        elif kind.name == ROUTED:
+            failure = self._send_on_link(routed_packet(self.own.address, mark), peer)
+        elif kind.protocol == IPIP:
+            failure = self._send_on_link(ipip_packet(self.own.address, peer.address, mark), peer)
         elif kind.protocol == TCP:
             port = self.ends.ports[mark.round]
             failure = self._try(self.ends.tcp, syn(self.own.address, peer.address, port, kind.port, mark), peer, 0)
-        elif kind.protocol == IPIP:
-            failure = self._try(self.ends.ipip, ipip_payload(mark), peer, 0)
         else:
             failure = self._try(self.ends.udp, udp_payload(kind.port, mark, self.vni), peer, kind.port)
         if kind.name == DF:
@@ -219,19 +221,18 @@ class _Round:
                 return ""
         return failure
 
-    def _send_routed(self, peer: Peer, mark: Mark) -> str:
-        """To the MAC address that the peer's address has, as a route by way of the peer would send it."""
+    def _send_on_link(self, packet: bytes, peer: Peer) -> str:
+        """To the MAC address that leads to the peer: its own, or its gateway's."""
         to = self.report["to"][peer.name]
-        if to["gateway"] or not to["device"]:
-            return f"not on the same link, but behind {to['gateway']}" if to["gateway"] else "no route"
-        if peer.name not in self.macs:
-            for mac in _macs(peer.address, to["device"]):
-                self.macs[peer.name] = mac
-        if peer.name not in self.macs:
+        next_hop = to["gateway"] or peer.address
+        if not to["device"]:
+            return "no route"
+        if next_hop not in self.macs:
+            self.macs.update((next_hop, mac) for mac in _macs(next_hop, to["device"]))
+        if next_hop not in self.macs:
             return "no neighbour answers"
-        destination = (to["device"], _ETH_P_IP, 0, 0, self.macs[peer.name])
         try:
-            self.ends.packets.sendto(routed_packet(self.own.address, mark), destination)
+            self.ends.packets.sendto(packet, (to["device"], _ETH_P_IP, 0, 0, self.macs[next_hop]))
         except OSError as error:
             return str(error)
         return ""
@@ -381,6 +382,9 @@ def _route(address: str) -> Route:
 
 
 def _macs(address: str, device: str) -> Iterator[bytes]:
+    if Path(f"/sys/class/net/{device}/addr_len").read_text(encoding="ascii").strip() == "0":
+        yield b""  # a tunnel
+        return
     for line in Path("/proc/net/arp").read_text(encoding="ascii").splitlines()[1:]:
         neighbour, _, flags, mac, _, its_device = line.split()
         if (neighbour, its_device) == (address, device) and int(flags, 16):  # 0: no answer yet

@@ -8,7 +8,8 @@ None can be taken for live traffic, and none is answered by what runs on the pee
 - UDP on 51820 is of message type 0, which WireGuard drops (prepare_skb_header in drivers/net/wireguard/receive.c).
 - IP protocol 4 holds an IP header with a wrong checksum. A tunl0 counts it as received and hands it up, and ip_rcv_core
   (net/ipv4/ip_input.c) drops it before it is routed or answered. Its destination, in TEST-NET-1 (RFC 5737), and its
-  time to live of 1 would lead nowhere anyhow.
+  time to live of 1 would lead nowhere anyhow. It is sent past netfilter: conntrack knows protocol 4 by its two ends,
+  and would for ten minutes take the peer's live tunnel packets for answers, and so hide that a firewall drops them.
 - A SYN comes from a port that nobody listens on, so the sender's kernel resets what answers it, and no accept(2) of the
   peer sees it. A connection that is made and closed would end BGP sessions: BIRD takes one from its neighbour for the
   neighbour's graceful restart (RFC 4724; bgp_incoming_connection in proto/bgp/bgp.c).
@@ -60,6 +61,7 @@ _MARK_AT = 22  # bytes behind the UDP header, which a VXLAN and an Ethernet head
 _ETHERNET = bytes.fromhex("026e6d000001026e6d00000288b5")
 _IP_HEADER, _UDP_HEADER = 20, 8
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
+_NOWHERE = "192.0.2.2"
 SNAP = 128  # bytes of a packet that are looked at
 
 
@@ -98,15 +100,22 @@ def udp_payload(port: int, mark: Mark, vni: int) -> bytes:
     return (head + mark.pack()).ljust(mark.size - _IP_HEADER - _UDP_HEADER, b"\0")
 
 
-def ipip_payload(mark: Mark) -> bytes:
+def ipip_packet(source: str, destination: str, mark: Mark) -> bytes:
+    payload = _ipip_payload(mark)
+    return _ip_header(source, destination, IPIP, 64, len(payload)) + payload
+
+
+def _ipip_payload(mark: Mark) -> bytes:
     behind = bytes(_UDP_HEADER + _MARK_AT - _IP_HEADER) + mark.pack()
-    return _header_to_nowhere("192.0.2.1", len(behind), wrong=0x5555) + behind
+    inner = _ip_header("192.0.2.1", _NOWHERE, UDP, 1, len(behind))
+    wrong = struct.pack("!H", int.from_bytes(inner[10:12], "big") ^ 0x5555)
+    return inner[:10] + wrong + inner[12:] + behind
 
 
 def routed_packet(source: str, mark: Mark) -> bytes:
     payload = bytes(_MARK_AT) + mark.pack()
     datagram = struct.pack("!HHHH", CLOSED_PORT, CLOSED_PORT, _UDP_HEADER + len(payload), 0) + payload  # no checksum
-    return _header_to_nowhere(source, len(datagram)) + datagram
+    return _ip_header(source, _NOWHERE, UDP, 1, len(datagram)) + datagram
 
 
 def syn(source: str, destination: str, sport: int, dport: int, mark: Mark) -> bytes:
@@ -115,10 +124,10 @@ def syn(source: str, destination: str, sport: int, dport: int, mark: Mark) -> by
     return head[:16] + struct.pack("!H", _checksum(pseudo + head)) + head[18:]
 
 
-def _header_to_nowhere(source: str, payload: int, wrong: int = 0) -> bytes:
-    ends = socket.inet_aton(source) + socket.inet_aton("192.0.2.2")
-    head = struct.pack("!BBHHHBBH", 0x45, 0, _IP_HEADER + payload, 0, 0, 1, UDP, 0) + ends
-    return head[:10] + struct.pack("!H", _checksum(head) ^ wrong) + head[12:]
+def _ip_header(source: str, destination: str, protocol: int, ttl: int, payload: int) -> bytes:
+    ends = socket.inet_aton(source) + socket.inet_aton(destination)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, _IP_HEADER + payload, 0, 0, ttl, protocol, 0) + ends
+    return head[:10] + struct.pack("!H", _checksum(head)) + head[12:]
 
 
 def _checksum(data: bytes) -> int:
@@ -156,7 +165,7 @@ def marked_datagram(payload: bytes) -> Optional[Mark]:
 
 def quotes_ipip(payload: bytes) -> bool:
     """Whether an ICMP error is about protocol 4 of such a round, as far as it quotes the packet."""
-    own = ipip_payload(Mark(b"", 0, 0))[:_IP_HEADER]
+    own = _ipip_payload(Mark(b"", 0, 0))[:_IP_HEADER]
     return payload[:_IP_HEADER] == own[: len(payload)]
 
 

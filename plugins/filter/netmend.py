@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
@@ -12,7 +14,7 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import plan, report  # noqa: E402
+from ansible.module_utils.netmend import overlays, plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
@@ -57,19 +59,48 @@ def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(probe) for probe in plan.plan_matrix(facts["nodes"], facts["cluster"])]
 
 
+def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, Any]:
+    """Facts and the hosts' variables -> node -> the arguments of netmend_underlay; empty for a single node."""
+    facts = _plain(facts)
+    run, now = secrets.token_hex(8), time.time()
+    orders = overlays.plan_round(facts["nodes"], facts["cluster"], _calls(hosts), now, run)
+    return {node: order for node, order in orders.items() if order["peers"]}
+
+
 def netmend_diagnose(
     facts: Mapping[str, Any], probes: list[Any], hosts: Hosts, remove_foreign_rules: bool = False
 ) -> dict[str, Any]:
     """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy"}."""
+    hosts = list(hosts)
     results = {}
     for host in hosts:
         result = _plain(host.get("netmend_connectivity", {}).get("netmend_connectivity"))
         if result:
             results[result["node"]] = result
     probes = _plain(probes)
-    findings = diagnose({**_plain(facts), "probes": probes, "results": results})
+    measured = {"probes": probes, "results": results, **_underlay(hosts)}
+    findings = diagnose({**_plain(facts), **measured})
     matrix = plan.summarise(probes, results)
     return report.judge(matrix, findings, remove_foreign_rules)
+
+
+def _underlay(hosts: Hosts) -> dict[str, Any]:
+    """{"underlay": what all nodes' reports say together}; empty where there are none."""
+    reports = [_plain(host.get("netmend_underlay", {}).get("netmend_underlay")) for host in hosts]
+    by_node = {report["node"]: report for report in reports if report}
+    calls = _calls(hosts)
+    return {"underlay": overlays.evaluate(by_node, overlays.clocks(calls), expected=calls)} if by_node else {}
+
+
+def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
+    """When each node's facts were gathered, by its clock and by this one."""
+    calls = {}
+    for host in hosts:
+        answer = _plain(host.get("netmend_node_info", {}))
+        if "netmend_call" in answer and "netmend_node" in answer:
+            facts, call = answer["netmend_node"], answer["netmend_call"]
+            calls[facts["name"]] = overlays.Call(call["sent"], call["received"], facts["time"], facts["took"])
+    return calls
 
 
 def netmend_report(hosts: Hosts, time: str) -> dict[str, Any]:
@@ -94,6 +125,7 @@ class FilterModule:
         return {
             "netmend_facts": netmend_facts,
             "netmend_plan": netmend_plan,
+            "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
             "netmend_findings_text": report.findings_text,
             "netmend_report": netmend_report,
