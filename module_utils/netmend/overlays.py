@@ -34,7 +34,8 @@ TITLES = {
 _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
-_EARLIEST, _LATEST, _MARGIN, _UNMEASURED = 1.0, 3.2, 0.4, 2.0  # seconds from now to the moment
+_EARLIEST, _UNMEASURED, _MARGIN, _LONGEST_WAIT = 1.0, 2.0, 0.4, 3.0  # seconds
+_SLOWER = 1.3  # what may take that much longer than last time
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -81,17 +82,18 @@ def clocks(calls: Mapping[str, Call]) -> Dict[str, Clock]:
 
 
 def lead(calls: Iterable[Call]) -> float:
-    """Seconds from planning to the moment: what it took to have a module run on all nodes, connections made included.
+    """Seconds from planning to the moment: as long as it took to have a module run on all nodes, and some more.
 
-    Calls start one after the other, each takes an SSH connection and Python's start. A node that needs longer is late.
-    Above _LATEST nobody waits: then one call would take more than five seconds.
+    Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
+    busy the machines are. Who needs longer than last time is late, and what could not be heard of it is unknown. Nobody
+    waits longer than _LONGEST_WAIT, so that the whole call takes less than five seconds.
     """
     calls = list(calls)
     if not calls:
         return _UNMEASURED
-    staggered = max(call.sent for call in calls) - min(call.sent for call in calls)
-    slowest = max(call.received - call.sent - call.took for call in calls)
-    return min(max(staggered + slowest + _MARGIN, _EARLIEST), _LATEST)
+    starts = [call.received - call.sent - call.took for call in calls]
+    all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
+    return min(max(all_run * _SLOWER + _MARGIN, _EARLIEST), min(starts) + _LONGEST_WAIT)
 
 
 def plan_round(
@@ -315,11 +317,13 @@ def sentence(pairs: Mapping[str, UnderlayPair], here: str, there: str, kind: str
 
 def passing(underlay: Underlay) -> List[str]:
     """The overlays that can work between all nodes, with the MTU that pods would have."""
-    return [
-        f"{TITLES[name]} (MTU {overlay['mtu']}{'' if overlay['verdict'] == 'works' else ', once the nodes let it in'})"
-        for name, overlay in underlay["overlays"].items()
-        if overlay["verdict"] in ("works", "host")
-    ]
+    found = []
+    for name, overlay in underlay["overlays"].items():
+        if overlay["verdict"] in ("works", "host"):
+            size = f"MTU {overlay['mtu'] or 'unknown'}"
+            once = "" if overlay["verdict"] == "works" else ", once the nodes' firewalls let it in"
+            found.append(f"{TITLES[name]} ({size}{once})")
+    return found
 
 
 def _arrived(pair: UnderlayPair) -> Iterator[str]:

@@ -227,11 +227,11 @@ class _Round:
         next_hop = to["gateway"] or peer.address
         if not to["device"]:
             return "no route"
-        if next_hop not in self.macs:
-            self.macs.update((next_hop, mac) for mac in _macs(next_hop, to["device"]))
-        if next_hop not in self.macs:
-            return "no neighbour answers"
         try:
+            if next_hop not in self.macs:
+                self.macs.update((next_hop, mac) for mac in _macs(next_hop, to["device"]))
+            if next_hop not in self.macs:
+                return "no neighbour answers"
             self.ends.packets.sendto(packet, (to["device"], _ETH_P_IP, 0, 0, self.macs[next_hop]))
         except OSError as error:
             return str(error)

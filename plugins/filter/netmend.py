@@ -70,7 +70,8 @@ def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, A
 def netmend_diagnose(
     facts: Mapping[str, Any], probes: list[Any], hosts: Hosts, remove_foreign_rules: bool = False
 ) -> dict[str, Any]:
-    """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy"}."""
+    """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy",
+    "overlays": which can carry pods' packets between the nodes, empty where it was not measured}."""
     hosts = list(hosts)
     results = {}
     for host in hosts:
@@ -78,18 +79,18 @@ def netmend_diagnose(
         if result:
             results[result["node"]] = result
     probes = _plain(probes)
-    measured = {"probes": probes, "results": results, **_underlay(hosts)}
-    findings = diagnose({**_plain(facts), **measured})
-    matrix = plan.summarise(probes, results)
-    return report.judge(matrix, findings, remove_foreign_rules)
+    underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
+    run = {**_plain(facts), "probes": probes, "results": results}
+    findings = diagnose({**run, "underlay": underlay} if underlay else run)
+    judgement = report.judge(plan.summarise(probes, results), findings, remove_foreign_rules)
+    return {**judgement, "overlays": underlay["overlays"] if underlay else {}}
 
 
-def _underlay(hosts: Hosts) -> dict[str, Any]:
-    """{"underlay": what all nodes' reports say together}; empty where there are none."""
+def _underlay(hosts: Hosts, members: list[str]) -> Any:
+    """What all nodes' reports say together; None where there are none."""
     reports = [_plain(host.get("netmend_underlay", {}).get("netmend_underlay")) for host in hosts]
     by_node = {report["node"]: report for report in reports if report}
-    calls = _calls(hosts)
-    return {"underlay": overlays.evaluate(by_node, overlays.clocks(calls), expected=calls)} if by_node else {}
+    return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
 
 
 def _calls(hosts: Hosts) -> dict[str, overlays.Call]:

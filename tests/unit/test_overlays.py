@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.netmend.overlays import PEERS, Call, Clock, clocks, evaluate, lead, passing, plan_round
+from ansible.module_utils.netmend.underlay import GRACE, LONGEST_WAIT, WINDOW
 
 NODES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
 Reports = Callable[[dict[str, str]], dict[str, Any]]
@@ -46,11 +47,18 @@ def test_no_clocks() -> None:
 
 def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=1.5)
-    assert lead([fast]) == pytest.approx(1.1)
-    assert lead([fast, slow]) == pytest.approx(2.1)
-    assert lead([fast, fast._replace(sent=100.8, received=102.5)]) == pytest.approx(1.9)
-    assert lead([call(0.0, until_begun=60.0)]) == 3.2
-    assert 1.0 <= lead([]) <= 3.2
+    assert lead([fast]) == pytest.approx(0.7 * 1.3 + 0.4)
+    assert lead([fast, slow]) == pytest.approx(1.7 * 1.3 + 0.4)
+    assert lead([fast, fast._replace(sent=100.8, received=102.5)]) == pytest.approx(1.5 * 1.3 + 0.4)
+
+
+def test_nobody_waits_longer_than_the_call_may_take() -> None:
+    fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=60.0)
+    longest = lead([fast, slow]) - 0.7
+    assert longest == pytest.approx(3.0)
+    assert longest < LONGEST_WAIT
+    assert longest + WINDOW + GRACE < 5.0
+    assert lead([]) < LONGEST_WAIT
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def order(namespace: str, start: float, run: str = "run") -> dict[str, Any]:
 def take_round(run: str = "run", **sooner: float) -> dict[str, UnderlayReport]:
     """All nodes' reports; ``sooner``: seconds by which a node is told to begin sooner than the others."""
     taking = {namespace: Taking(namespace) for namespace in NAMES}
-    start = time.time() + 0.4
+    start = time.time() + 0.6
     for namespace, node in taking.items():
         node.begin(order(namespace, start - sooner.get(NAMES[namespace], 0.0), run))
     return {NAMES[namespace]: node.reports()[0] for namespace, node in taking.items()}
@@ -314,7 +314,7 @@ def test_a_smaller_mtu_on_the_way_that_nobody_tells() -> None:
 
 
 def test_a_late_sender_is_heard_and_says_so() -> None:
-    reports = take_round(a=0.6)
+    reports = take_round(a=0.8)
     assert reports["a"]["late"] > 0.1
     assert reports["b"]["late"] == 0
     underlay = evaluate(reports, {})

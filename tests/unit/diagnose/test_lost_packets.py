@@ -12,7 +12,7 @@ NODES = ("server0", "agent0", "agent1")
 
 @pytest.fixture
 def measured(underlay_reports):
-    """Puts the underlay into a run. lost, host: (sender, receiver, kind) that do not arrive, and that the receiver drops."""
+    """Puts the underlay into a run; lost, host: (sender, receiver, kind) that do not arrive, that it drops itself."""
 
     def measure(bench, lost=(), host=()):
         addresses = {node["name"]: node["internal_ip"] for node in bench.members}
