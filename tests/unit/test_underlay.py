@@ -441,6 +441,20 @@ def counters(namespace: str, device: str) -> dict[str, int]:
     return {key: link["stats64"]["rx"][key] for key in ("packets", "errors", "dropped")}
 
 
+@pytest.mark.parametrize("kind", [("id", str(VNI)), ("external",)], ids=" ".join)
+def test_what_looks_like_vxlan_is_valid_and_is_for_nobody(kind: tuple[str, ...]) -> None:
+    """A device that had its VNI, or takes every one, gets its frames, which are for no address that it has."""
+    ip("-n", B, "link", "add", "vxlan0", "type", "vxlan", *kind, "dstport", "8472")
+    try:
+        ip("-n", B, "link", "set", "vxlan0", "addrgenmode", "none", "up")
+        underlay = measured()
+        (link,) = json.loads(inside(B, "ip", "-j", "-s", "link", "show", "dev", "vxlan0"))
+    finally:
+        ip("-n", B, "link", "del", "vxlan0")
+    assert verdicts(underlay, "a>b") == {}
+    assert (link["stats64"]["rx"]["packets"], link["stats64"]["tx"]["packets"]) == (ROUNDS, 0)
+
+
 def test_a_hundred_rounds_beside_live_traffic() -> None:
     """Ten runs at a time, ten times, while pods' requests cross a VXLAN device and servers listen on probed ports."""
     inner = {A: "10.42.1.1", B: "10.42.2.1"}
