@@ -22,7 +22,7 @@ description:
   - Takes about two seconds longer than O(start) is ahead. Where that has passed already, it sends at once and says so.
   - Changes nothing and disturbs nothing that runs. No port is opened, no connection is completed, no packet can be
     taken for one of an overlay. Does not fail because the network is sick.
-  - A peer's devices see a few packets more. A tunl0 counts five packets with errors from each peer.
+  - A tunl0 counts five packets from each peer, which are dropped behind it for their wrong checksum.
 author: netmend
 options:
   run:

@@ -377,6 +377,7 @@ class UnderlayPair(TypedDict):
     device: str  # where it arrived
     mtu: int  # the largest packet with DF that arrived, bytes; 0: unknown
     larger: str  # what became of larger ones: "" (none fits the device), "icmp frag-needed from 10.0.0.1", "vanish"
+    icmp_errors: str  # of the receiver: "come back", "none" (though it took what it has to answer so), "unknown"
     gateway: str  # by which the peer is reached; "" where both are on one link
 
 

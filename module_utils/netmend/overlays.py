@@ -157,7 +157,7 @@ def evaluate(
         addresses={name: report["address"] for name, report in reports.items()},
         pairs=pairs,
         by_pair=by_pair,
-        overlays={name: _of_all([each[name] for each in by_pair.values()], bool(unknown)) for name in OVERLAYS},
+        overlays={name: _of_all([each[name] for each in by_pair.values()], unknown) for name in OVERLAYS},
         unknown=unknown,
     )
 
@@ -184,8 +184,22 @@ def _pair(report: UnderlayReport, receiver: str, other: Optional[UnderlayReport]
             crossing["rules"] = [_named(rule) for rule in other["moved"] if _may_stop(rule, _KINDS[name], missing)]
         kinds[name] = crossing
     mtu, larger = _largest(to["sizes"], heard["sizes"] if heard else {}, to["frag_needed"])
-    device = heard["device"] if heard else ""
-    return UnderlayPair(kinds=kinds, device=device, mtu=mtu, larger=larger, gateway=to["gateway"])
+    return UnderlayPair(
+        kinds=kinds,
+        device=heard["device"] if heard else "",
+        mtu=mtu,
+        larger=larger,
+        icmp_errors=_icmp_errors(kinds, other["address"] if other else ""),
+        gateway=to["gateway"],
+    )
+
+
+def _icmp_errors(kinds: Mapping[str, Crossing], receiver: str) -> str:
+    if any(
+        told.startswith("icmp ") and told.endswith(f" {receiver}") for each in kinds.values() for told in each["told"]
+    ):
+        return "come back"
+    return "none" if kinds[ICMP_ERROR]["accepted"] else "unknown"
 
 
 def _in_time(report: UnderlayReport, other: UnderlayReport, error: float) -> bool:
@@ -270,12 +284,12 @@ def _carries(pair: UnderlayPair, kind: str) -> str:
     return {"passes": "works", "host": "host", "sender": "host", "fabric": "no"}.get(verdict, "unknown")
 
 
-def _of_all(verdicts: Sequence[OverlayVerdict], more_unknown: bool) -> OverlayVerdict:
-    found = [each["verdict"] for each in verdicts]
-    if more_unknown or not found:
-        found.append("unknown")
+def _of_all(pairs: Sequence[OverlayVerdict], unknown: Mapping[str, str]) -> OverlayVerdict:
+    """Of all pairs the worst, and the smallest MTU."""
+    nothing = [OverlayVerdict(verdict="unknown", mtu=0, why=[f"{node}: {why}."]) for node, why in unknown.items()]
+    verdicts = [*pairs, *nothing] or [OverlayVerdict(verdict="unknown", mtu=0, why=[])]
     sizes = [each["mtu"] for each in verdicts if each["mtu"]]
-    worst = min(found, key=_WORST_FIRST.index)
+    worst = min((each["verdict"] for each in verdicts), key=_WORST_FIRST.index)
     why = [sentence for each in verdicts if each["verdict"] == worst for sentence in each["why"]]
     if len(why) > _SENTENCES:
         why[_SENTENCES - 1 :] = [f"{len(why) - _SENTENCES + 1} more of the kind."]

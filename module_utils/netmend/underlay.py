@@ -128,12 +128,10 @@ class _Round:
         self.by_address = {peer.address: peer for peer in order.peers}
         self.tokens = {peer.name: token(order.run, own.name, peer.name) for peer in order.peers}
         self.senders = {token(order.run, peer.name, own.name): peer for peer in order.peers}
-        syns = [Mark(b"", index, round_) for index, kind in enumerate(KINDS) if kind.protocol == TCP
-                for round_ in range(ROUNDS)]  # fmt: skip
-        self.syns_to_come = {mark.sequence(): mark for each in self.senders for syn in syns
-                             for mark in [syn._replace(token=each)]}  # fmt: skip
-        self.own_syns = {syn._replace(token=self.tokens[peer.name]).sequence(): (peer, syn.kind)
-                         for peer in order.peers for syn in syns}  # fmt: skip
+        self.syns_to_come = {mark.sequence(): mark for each in self.senders for mark in _syns(each)}
+        self.own_syns = {
+            mark.sequence(): (peer, mark.kind) for peer in order.peers for mark in _syns(self.tokens[peer.name])
+        }
         self.arrived: Set[Mark] = set()
         self.accepted: Set[Mark] = set()
         self.devices: Dict[bytes, str] = {}  # by the sender's token
@@ -147,6 +145,7 @@ class _Round:
                 device=route.device, gateway=route.gateway, mtu=route.mtu, kinds=kinds, sizes={}, frag_needed={}
             )
         before = rulesets()
+        start = max(start, time.time())
         self._listen(start)
         sent = self.report["sent"]
         sent[:] = [time.time()] * 2
@@ -324,6 +323,12 @@ class _Round:
             if KINDS[mark.kind].name == DF:
                 heard["sizes"][str(mark.size)] = heard["sizes"].get(str(mark.size), 0) + 1
         return heard
+
+
+def _syns(its_token: bytes) -> Iterator[Mark]:
+    for index, kind in enumerate(KINDS):
+        if kind.protocol == TCP:
+            yield from (Mark(its_token, index, round_) for round_ in range(ROUNDS))
 
 
 class _Ends:

@@ -139,6 +139,7 @@ def test_a_network_that_lets_all_pass() -> None:
         assert crossings["tcp-179"]["told"] == ["RST"]
         assert crossings["icmp-error"]["told"] == [f"icmp port-unreachable from {ADDRESSES[B if pair == 'a>b' else A]}"]
         assert (underlay["pairs"][pair]["device"], underlay["pairs"][pair]["mtu"]) == (DEVICE, MTU)
+        assert underlay["pairs"][pair]["icmp_errors"] == "come back"
     overlays = {name: (each["verdict"], each["mtu"]) for name, each in underlay["overlays"].items()}
     assert overlays == {
         "vxlan-8472": ("works", 1400), "vxlan-4789": ("works", 1400), "ipip": ("works", 1430),
@@ -254,6 +255,7 @@ def test_a_policy_that_drops() -> None:
     assert set(dropped.values()) == {"host"}
     assert len(dropped) == len(underlay["pairs"]["a>b"]["kinds"]) - 1
     assert underlay["pairs"]["a>b"]["kinds"]["tcp-6443"]["rules"] == ["nft filter INPUT policy DROP"]
+    assert underlay["pairs"]["a>b"]["icmp_errors"] == "unknown"
     assert verdicts(underlay, "b>a") == {}
     assert underlay["overlays"]["ipip"] == {
         "verdict": "host",
@@ -277,6 +279,7 @@ def test_icmp_errors_that_are_filtered() -> None:
         underlay = measured()
     crossing = underlay["pairs"]["a>b"]["kinds"]["icmp-error"]
     assert (crossing["verdict"], crossing["accepted"], crossing["answered"]) == ("passes", ROUNDS, 0)
+    assert underlay["pairs"]["a>b"]["icmp_errors"] == "none"
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -133,6 +133,8 @@ def _other_ways(case: Case, name: str) -> str:
     others = overlays.passing(underlay)
     if others:
         return f"An overlay that passes between all nodes here: {', '.join(others)}. No firewall rule of a node helps."
+    if any(overlay["verdict"] == "unknown" for overlay in underlay["overlays"].values()):
+        return "Another network card, or another overlay: of not all nodes is it known which ones pass here."
     return "Another network card: here no overlay passes between all nodes. No firewall rule of a node helps."
 
 

@@ -67,6 +67,19 @@ def test_what_arrives_is_not_lost_between_the_nodes(captured, measured, state):
     assert [finding["fault"] for finding in diagnose(bench.run)] == ["unexplained"]
 
 
+def test_where_nothing_passes_or_not_all_is_known_no_overlay_is_proposed(flannel, measured):
+    flannel.fail(flannel.crosses("agent0"))
+    kinds = ("udp-8472", "udp-4789", "udp-51820", "ipip")
+    measured(flannel, lost=[(*pair, kind) for pair in bench_pairs("agent0") for kind in kinds])
+    (finding,) = diagnose(flannel.run)
+    assert finding["remedy"]["text"].startswith("Another network card: here no overlay passes between all nodes.")
+    measured(flannel, lost=[(*pair, "udp-8472") for pair in bench_pairs("agent0")])
+    for overlay in flannel.run["underlay"]["overlays"].values():
+        overlay["verdict"] = "unknown"
+    (finding,) = diagnose(flannel.run)
+    assert "of not all nodes is it known which ones pass here" in finding["remedy"]["text"]
+
+
 def test_what_nobody_measured_is_as_uncertain_as_before(flannel, measured):
     flannel.fail(flannel.crosses("agent0"))
     measured(flannel)
