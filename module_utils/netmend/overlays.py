@@ -318,7 +318,7 @@ def sentence(pairs: Mapping[str, UnderlayPair], here: str, there: str, kind: str
     if crossing["verdict"] == "sender":
         return f"{here}>{there}: no {label(kind)} left {here}{told}."
     if crossing["verdict"] == "host":
-        rules = f": {'; '.join(crossing['rules'])}" if crossing["rules"] else ""
+        rules = f": {'; '.join(crossing['rules'])}" if crossing["rules"] else ", by no iptables rule that counted them"
         return f"{start}, and {crossing['accepted']} got past its own firewall{rules}{told}."
     if crossing["verdict"] == "fabric":
         others = ", ".join(_arrived(pair))

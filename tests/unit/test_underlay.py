@@ -265,6 +265,23 @@ def test_a_policy_that_drops() -> None:
     }  # fmt: skip
 
 
+def test_dropped_by_the_receivers_reverse_path_filter() -> None:
+    """It stands behind the device and before INPUT, and counts in no rule."""
+    ip("-n", B, "link", "add", "name", "other", "type", "bridge")
+    try:
+        ip("-n", B, "link", "set", "other", "up")
+        ip("-n", B, "route", "add", f"{ADDRESSES[A]}/32", "dev", "other")
+        inside(B, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
+        underlay = measured()
+    finally:
+        inside(B, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+        ip("-n", B, "link", "del", "other")
+    crossing = underlay["pairs"]["a>b"]["kinds"]["ipip"]
+    assert (crossing["verdict"], crossing["arrived"], crossing["rules"]) == ("host", ROUNDS, [])
+    (why, _) = underlay["overlays"]["ipip"]["why"]
+    assert why.endswith("and 0 got past its own firewall, by no iptables rule that counted them.")
+
+
 def test_kept_back_by_the_senders_own_rules() -> None:
     with rule(A, "OUTPUT", "-p", "udp", "--dport", "8472", "-j", "DROP"):
         underlay = measured()

@@ -35,6 +35,16 @@ def ipip_dropped_by_fabric(case: Case, paths: Paths) -> Iterator[Suspicion]:
     yield from _dropped_by_fabric(case, paths, "ipip")
 
 
+def clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
+    """What was measured of the tunnels that the probes take, unless it passes."""
+    crossed = (flow.crosses for probe in probes for flow in paths.flows(probe) if flow.crosses)
+    for here, there in dict.fromkeys(ends for one, two in crossed for ends in ((one, two), (two, one))):
+        overlay = paths.overlay(here, there)
+        seen = _measured(case, here, there, overlay.kind, overlay.port) if overlay else None
+        if seen and seen.verdict != "passes":
+            yield seen.sentence
+
+
 def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]:
     def wanted(block: Block) -> bool:
         return by_kubernetes_backend(case, block) and block.passage.what == kind

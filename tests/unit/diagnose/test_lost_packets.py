@@ -80,6 +80,17 @@ def test_where_nothing_passes_or_not_all_is_known_no_overlay_is_proposed(flannel
     assert "of not all nodes is it known which ones pass here" in finding["remedy"]["text"]
 
 
+def test_what_a_node_drops_by_no_rule_that_is_known_is_said_of_what_is_unexplained(flannel, measured):
+    flannel.fail(flannel.crosses("agent0"))
+    measured(flannel, host=[("agent1", "agent0", "udp-8472")])
+    (finding,) = diagnose(flannel.run)
+    assert finding["fault"] == "unexplained"
+    assert finding["evidence"][1] == (
+        "agent1>agent0: 5 of 5 UDP 8472 packets arrived at agent0's enp7s0, "
+        "and 0 got past its own firewall, by no iptables rule that counted them."
+    )
+
+
 def test_what_nobody_measured_is_as_uncertain_as_before(flannel, measured):
     flannel.fail(flannel.crosses("agent0"))
     measured(flannel)
@@ -104,7 +115,7 @@ def test_a_firewalls_fault_rules_the_fabric_out_by_what_arrived(captured, measur
     assert finding["fault"] == "vxlan-dropped-by-host"
     assert finding["ruled_out"][0] == (
         "The fabric: agent1>agent0: 5 of 5 UDP 8472 packets arrived at agent0's enp7s0, "
-        "and 0 got past its own firewall."
+        "and 0 got past its own firewall, by no iptables rule that counted them."
     )
 
 
