@@ -53,7 +53,8 @@ from .underlay_packets import (
 )
 
 WINDOW = 0.9  # seconds in which all of them are sent
-GRACE = 0.8  # seconds to go on listening: for answers, and for senders whose clocks are a little behind
+GRACE = 0.3  # seconds to go on listening when all have sent: for answers and for what is under way
+LONGEST_CALL = 4.8  # seconds from the beginning; so long those are waited for who are behind
 LONGEST_WAIT = 4.0  # seconds; a moment further ahead is a clock that is wrong
 
 # Bytes of IP packets with DF: the MTU of the device and what is smaller, twice; what frag-needed told, at last.
@@ -95,9 +96,10 @@ class Route(NamedTuple):
 def measure(order: Order) -> UnderlayReport:
     """Listens at once, sends from the agreed moment on, and says what came.
 
-    It ends WINDOW + GRACE after that moment. If that was over already when it began, it sends at once; if it is more
-    than LONGEST_WAIT ahead, the clock is not what it was taken for, and it does the same. It does not raise where the
-    network is sick: what could not be done stands in ``errors``.
+    It ends GRACE after all peers were heard to the end, and LONGEST_CALL after it began if they are not. If the moment
+    was over already when it began, it sends at once; if it is more than LONGEST_WAIT ahead, the clock is not what it
+    was taken for, and it does the same. It does not raise where the network is sick: what could not be done stands in
+    ``errors``.
     """
     began = time.time()
     report = UnderlayReport(
@@ -117,7 +119,7 @@ def measure(order: Order) -> UnderlayReport:
             report["errors"].append(f"cannot listen at {order.own.address}: {error.strerror or error}")
             return report
         report["listened"][0] = time.time()
-        _Round(order, ends, report).take(start)
+        _Round(order, ends, report).take(start, began + LONGEST_CALL)
     return report
 
 
@@ -132,12 +134,13 @@ class _Round:
         self.own_syns = {
             mark.sequence(): (peer, mark.kind) for peer in order.peers for mark in _syns(self.tokens[peer.name])
         }
+        self.awaited = set(self.senders)  # who was not yet heard in the last round
         self.arrived: Set[Mark] = set()
         self.accepted: Set[Mark] = set()
         self.devices: Dict[bytes, str] = {}  # by the sender's token
         self.macs: Dict[str, bytes] = {}  # by the address of the next hop
 
-    def take(self, start: float) -> None:
+    def take(self, start: float, end: float) -> None:
         for peer in self.peers:
             route = _route(peer.address)
             kinds = {kind.name: UnderlaySent(sent=0, answered=0, told={}, kept={}) for kind in KINDS if kind.name != DF}
@@ -154,7 +157,8 @@ class _Round:
             step()
             self._listen(start + WINDOW * index / len(steps))
         sent[1] = time.time()
-        self._listen(sent[1] + GRACE)
+        self._listen(max(end - GRACE, sent[1]), until_all_were_heard=True)
+        self._listen(time.time() + GRACE)
         self.report["listened"][1] = time.time()
         self.report["moved"] = moved(before, rulesets())
         self.report["overflow"] = self.ends.overflow()
@@ -238,13 +242,13 @@ class _Round:
 
     # --- listening ---
 
-    def _listen(self, until: float) -> None:
+    def _listen(self, until: float, until_all_were_heard: bool = False) -> None:
         """Takes what comes until then (seconds since the epoch); at least what is there already."""
         deadline = time.monotonic() + until - time.time()
         while True:
             for sock in self.ends.ready(deadline - time.monotonic()):
                 self._read(sock)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or (until_all_were_heard and not self.awaited):
                 return
 
     def _read(self, sock: socket.socket) -> None:
@@ -267,6 +271,8 @@ class _Round:
             mark = mark if mark and KINDS[mark.kind].port == tcp.port else None
         if mark and mark.token in self.senders:
             seen.add(mark)
+            if mark.round == ROUNDS - 1:
+                self.awaited.discard(mark.token)
             if device:  # the last one, where several have it in turn: a bridge's port, then the bridge with the address
                 self.devices[mark.token] = device
 

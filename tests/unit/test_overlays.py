@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.netmend.overlays import PEERS, Call, Clock, clocks, evaluate, lead, passing, plan_round
-from ansible.module_utils.netmend.underlay import GRACE, LONGEST_WAIT, WINDOW
+from ansible.module_utils.netmend.underlay import GRACE, LONGEST_CALL, LONGEST_WAIT, WINDOW
 
 NODES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
 Reports = Callable[[dict[str, str]], dict[str, Any]]
@@ -57,7 +57,7 @@ def test_nobody_waits_longer_than_the_call_may_take() -> None:
     longest = lead([fast, slow]) - 0.7
     assert longest == pytest.approx(3.0)
     assert longest < LONGEST_WAIT
-    assert longest + WINDOW + GRACE < 5.0
+    assert longest + WINDOW + GRACE < LONGEST_CALL
     assert lead([]) < LONGEST_WAIT
 
 
