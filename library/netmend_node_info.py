@@ -52,6 +52,9 @@ netmend_node:
     time:
       description: The node's clock when gathering began, in seconds since the epoch.
       type: float
+    took:
+      description: Seconds that gathering took.
+      type: float
     clock:
       description: Whether the kernel takes its clock for synchronized, and which daemon cares for it.
       type: dict
@@ -121,6 +124,12 @@ netmend_node:
       type: list
       elements: dict
       sample: [{what: ipsets, message: "ipset save: [Errno 2] No such file or directory: 'ipset'"}]
+netmend_call:
+  description: When the controller began the call and had its result, in seconds since the epoch on its clock. With
+    RV(netmend_node.time) and RV(netmend_node.took) this bounds how far the node's clock is off.
+  returned: always
+  type: dict
+  sample: {sent: 1795265603.2, received: 1795265604.4}
 """
 
 

@@ -94,7 +94,7 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
     config = facts["k3s"]["config"]
     facts["cni"] = source.attempt("cni", lambda: source.cni(config), NOTHING["cni"])
     facts["name"] = source.name(config)
-    return cast(NodeFacts, {**facts, "time": began, "errors": source.errors})
+    return cast(NodeFacts, {**facts, "time": began, "took": time.time() - began, "errors": source.errors})
 
 
 class _Source:

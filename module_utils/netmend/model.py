@@ -153,6 +153,7 @@ class PodProcess(TypedDict):
 class NodeFacts(TypedDict):
     name: str  # node-name of K3s, else the host name
     time: float  # the node's clock, seconds since the epoch, when gathering began
+    took: float  # seconds that gathering took
     clock: Dict[str, Any]  # {"synchronized": bool | None, "source": "chrony" | "timesyncd" | ""}
     interfaces: List[Interface]
     routes: List[Route]
@@ -332,6 +333,95 @@ class Matrix(TypedDict):
     rows: Dict[str, Row]  # in the order of the plan
 
 
+# --- the network under the overlays ----------------------------------------------------------------------------------
+
+
+class UnderlaySent(TypedDict):
+    """Packets of one kind to one peer, as the sender knows of them."""
+
+    sent: int  # left this node
+    answered: int
+    told: Dict[str, int]  # answer -> how many: "SYN-ACK", "RST", "icmp admin-prohibited from 10.0.0.1"
+    kept: Dict[str, int]  # why others did not leave -> how many: "no route", "dropped by a rule for outgoing packets"
+
+
+class UnderlayTo(TypedDict):
+    device: str  # that leads to the peer; "" for none
+    gateway: str  # "" where the peer is on the same link
+    mtu: int  # of the device, bytes
+    kinds: Dict[str, UnderlaySent]
+    sizes: Dict[str, int]  # bytes of an IP packet with DF -> how many were sent
+    frag_needed: Dict[str, int]  # who sent this ICMP error -> the MTU that it told
+
+
+class UnderlayCount(TypedDict):
+    arrived: int  # came in by a device
+    accepted: int  # were let in by this host
+
+
+class UnderlayHeard(TypedDict):
+    """What came from one peer."""
+
+    device: str
+    rounds: List[int]  # of which something came
+    kinds: Dict[str, UnderlayCount]
+    sizes: Dict[str, int]  # as in UnderlayTo -> how many arrived
+
+
+class UnderlayReport(TypedDict):
+    """What one call of netmend_underlay brings back from one node; moments are seconds since the epoch on its clock."""
+
+    node: str
+    address: str
+    run: str
+    start: float  # the moment that was agreed on
+    late: float  # seconds by which it was over when the module began
+    listened: List[float]  # from, until
+    sent: List[float]  # from, until; 0, 0 where nothing was
+    to: Dict[str, UnderlayTo]  # by peer
+    heard: Dict[str, UnderlayHeard]  # by peer
+    moved: List[Moved]
+    overflow: int  # packets that came while a receive buffer was full
+    errors: List[str]
+
+
+class Crossing(TypedDict):
+    """One kind of packet from one node to another."""
+
+    verdict: str  # passes, lossy, host (it arrives, and the receiver drops it), fabric, sender, unknown
+    sent: int
+    arrived: int
+    accepted: int
+    answered: int
+    told: List[str]  # answers and ICMP errors, and what kept packets back
+    rules: List[str]  # of the receiver's rules that drop: those that may have dropped these
+
+
+class UnderlayPair(TypedDict):
+    kinds: Dict[str, Crossing]
+    device: str  # where it arrived
+    mtu: int  # the largest packet with DF that arrived, bytes; 0: unknown
+    larger: str  # what became of larger ones: "" (none fits the device), "icmp frag-needed from 10.0.0.1", "vanish"
+    icmp_errors: str  # of the receiver: "come back", "none" (though it took what it has to answer so), "unknown"
+    gateway: str  # by which the peer is reached; "" where both are on one link
+
+
+class OverlayVerdict(TypedDict):
+    """Whether an overlay can carry what pods send, between two nodes or between all that were measured."""
+
+    verdict: str  # works, host (once the nodes' own firewalls let it), no, unknown
+    mtu: int  # that pods would have, bytes; 0: unknown
+    why: List[str]
+
+
+class Underlay(TypedDict):
+    addresses: Dict[str, str]  # node -> the address that was measured
+    pairs: Dict[str, UnderlayPair]  # "a>b", each ordered pair
+    overlays: Dict[str, OverlayVerdict]  # vxlan-8472, vxlan-4789, ipip, wireguard, host-gw: between all nodes
+    by_pair: Dict[str, Dict[str, OverlayVerdict]]  # "a>b" with a < b -> overlay
+    unknown: Dict[str, str]  # node -> why nothing is known of it
+
+
 # --- diagnosis ------------------------------------------------------------------------------------------------------
 
 
@@ -355,11 +445,15 @@ class Finding(TypedDict):
     explains: List[str]  # ids of the failing probes that it accounts for
 
 
-class Run(TypedDict):
-    """All that diagnosis sees: it gathers nothing itself."""
-
+class _Measured(TypedDict):
     expected_nodes: List[str]  # the inventory's
     nodes: Dict[str, NodeFacts]
     cluster: ClusterFacts
     probes: List[Probe]
     results: Dict[str, ProbeResult]  # by node
+
+
+class Run(_Measured, total=False):
+    """All that diagnosis sees: it gathers nothing itself."""
+
+    underlay: Underlay  # absent where it was not measured

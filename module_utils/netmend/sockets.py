@@ -42,7 +42,7 @@ _UNREACHABLE = {  # code of ICMP type 3 -> outcome, name
     13: ("prohibited", "admin-prohibited"),
 }
 
-_ERRNO = {  # without an ICMP error: the peer's TCP or this machine itself
+ERRNO = {  # without an ICMP error: the peer's TCP or this machine itself
     errno.ECONNREFUSED: ("refused", "RST"),
     errno.ECONNRESET: ("reset", "RST on an open connection"),
     errno.EPIPE: ("reset", "closed by the peer"),
@@ -161,12 +161,17 @@ class Told(NamedTuple):
     info: int  # the MTU, where a packet was too large
     sender: str
     packet: bytes  # beginning of the payload of the IP packet that it is about
+    destination: Tuple[str, int]  # address and port that this packet was sent to
 
     def __str__(self) -> str:
         return f"icmp {self._meaning()[1]} from {self.sender}"
 
     def ended(self) -> Ended:
         return Ended(self._meaning()[0], str(self))
+
+    def is_icmp(self) -> bool:
+        """False: this machine's own kernel says so."""
+        return self.origin == _FROM_ICMP
 
     def is_frag_needed(self) -> bool:
         return (self.origin, self.type, self.code) == (_FROM_ICMP, 3, 4)
@@ -181,21 +186,21 @@ def queued(sock: socket.socket) -> Iterator[Told]:
     """What stands in the error queue; reading takes it out."""
     while True:
         try:
-            packet, ancillary, _, _ = sock.recvmsg(256, 512, socket.MSG_ERRQUEUE)
+            packet, ancillary, _, destination = sock.recvmsg(256, 512, socket.MSG_ERRQUEUE)
         except OSError:
             return
         for level, kind, data in ancillary:
             if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
                 _, origin, icmp_type, code, info, _ = _EXTENDED_ERROR.unpack_from(data)
                 sender = socket.inet_ntoa(data[_EXTENDED_ERROR.size + 4 :][:4])
-                yield Told(origin, icmp_type, code, info, sender, packet)
+                yield Told(origin, icmp_type, code, info, sender, packet, destination)
 
 
 def _failure(sock: socket.socket, error: OSError) -> Ended:
     for told in queued(sock):
-        if told.origin == _FROM_ICMP:
+        if told.is_icmp():
             return told.ended()
-    return Ended(*_ERRNO.get(error.errno or 0, ("error", str(error))))
+    return Ended(*ERRNO.get(error.errno or 0, ("error", str(error))))
 
 
 def _socket_of(pid: int, kind: int, protocol: int) -> socket.socket:

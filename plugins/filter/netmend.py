@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time as clock
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import plan, report  # noqa: E402
+from ansible.module_utils.netmend import overlays, plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
@@ -59,19 +60,48 @@ def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(probe) for probe in plan.plan_matrix(facts["nodes"], facts["cluster"])]
 
 
+def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, Any]:
+    """Facts and the hosts' variables -> node -> the arguments of netmend_underlay; empty for a single node."""
+    facts = _plain(facts)
+    run, now = secrets.token_hex(8), clock.time()
+    orders = overlays.plan_round(facts["nodes"], facts["cluster"], _calls(hosts), now, run)
+    return {node: order for node, order in orders.items() if order["peers"]}
+
+
 def netmend_diagnose(
     facts: Mapping[str, Any], probes: list[Any], hosts: Hosts, remove_foreign_rules: bool = False
 ) -> dict[str, Any]:
-    """Facts, probes and the hosts' observations -> {"matrix", "findings", "remedies", "score", "healthy"}."""
+    """Facts, probes and the hosts' observations -> report.Judgement."""
+    hosts = list(hosts)
     results = {}
     for host in hosts:
         result = _plain(host.get("netmend_connectivity", {}).get("netmend_connectivity"))
         if result:
             results[result["node"]] = result
     probes = _plain(probes)
-    findings = diagnose({**_plain(facts), "probes": probes, "results": results})
-    matrix = plan.summarise(probes, results)
-    return report.judge(matrix, findings, remove_foreign_rules)
+    underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
+    run = {**_plain(facts), "probes": probes, "results": results}
+    findings = diagnose({**run, "underlay": underlay} if underlay else run)
+    passing = underlay["overlays"] if underlay else {}
+    return report.judge(plan.summarise(probes, results), findings, passing, remove_foreign_rules)
+
+
+def _underlay(hosts: Hosts, members: list[str]) -> Any:
+    """What all nodes' reports say together; None where there are none."""
+    reports = [_plain(host.get("netmend_underlay", {}).get("netmend_underlay")) for host in hosts]
+    by_node = {report["node"]: report for report in reports if report}
+    return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
+
+
+def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
+    """When each node's facts were gathered, by its clock and by this one."""
+    calls = {}
+    for host in hosts:
+        answer = _plain(host.get("netmend_node_info", {}))
+        if "netmend_call" in answer and "netmend_node" in answer:
+            facts, call = answer["netmend_node"], answer["netmend_call"]
+            calls[facts["name"]] = overlays.Call(call["sent"], call["received"], facts["time"], facts["took"])
+    return calls
 
 
 def netmend_mark(marks: Iterable[Any], phase: str) -> list[dict[str, Any]]:
@@ -111,6 +141,7 @@ class FilterModule:
         return {
             "netmend_facts": netmend_facts,
             "netmend_plan": netmend_plan,
+            "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,

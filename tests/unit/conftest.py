@@ -7,9 +7,10 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
+from ansible.module_utils.netmend.underlay_packets import DF, KINDS, ROUNDS, ROUTED
 
 ROOT = Path(__file__).parents[2]
 CORE = "import ansible.module_utils; ansible.module_utils.__path__.append('module_utils')\n"
@@ -41,3 +42,33 @@ def namespace() -> Iterator[Namespace]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     yield Namespace(name)
     subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def underlay_reports() -> Callable[[dict[str, str]], dict[str, Any]]:
+    """Addresses by node -> reports of a round in which all passes but what needs the peer on the same link."""
+
+    def report(node: str, addresses: dict[str, str]) -> dict[str, Any]:
+        peers = [peer for peer in addresses if peer != node]
+        kinds = [kind.name for kind in KINDS if kind.name not in (DF, ROUTED)]
+        behind = {"sent": 0, "answered": 0, "told": {}, "kept": {"not on the same link, but behind 10.0.0.1": ROUNDS}}
+        sent = {kind: {"sent": ROUNDS, "answered": 0, "told": {}, "kept": {}} for kind in kinds}
+        heard = {kind: {"arrived": ROUNDS, "accepted": ROUNDS} for kind in kinds}
+        sizes = {"1450": 2, "1440": 2, "1400": 2}
+        return {
+            "node": node, "address": addresses[node], "run": "run", "start": 100.0, "late": 0.0,
+            "listened": [99.0, 101.7], "sent": [100.0, 100.9], "moved": [], "overflow": 0, "errors": [],
+            "to": {
+                peer: {"device": "enp7s0", "gateway": "10.0.0.1", "mtu": 1450, "sizes": dict(sizes), "frag_needed": {},
+                       "kinds": {**{kind: dict(each) for kind, each in sent.items()}, ROUTED: dict(behind)}}
+                for peer in peers
+            },
+            "heard": {
+                peer: {"device": "enp7s0", "rounds": list(range(ROUNDS)), "sizes": dict(sizes),
+                       "kinds": {**{kind: dict(each) for kind, each in heard.items()},
+                                 ROUTED: {"arrived": 0, "accepted": 0}}}
+                for peer in peers
+            },
+        }  # fmt: skip
+
+    return lambda addresses: {node: report(node, addresses) for node in addresses}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import FrozenSet, Iterator, List
 
 from ..model import Probe, Remedy
+from . import overlay
 from .case import Case, ids
 from .path import Paths
 from .registry import FAULTS, NODE, SYMPTOM, Fault, Suspicion, fault
 
 EXAMPLES = 5
+MEASURED = 2  # tunnels between nodes; the next ones resemble them
 
 UNEXPLAINED = Fault("unexplained", 0, "Probes fail for a reason that is not known here", SYMPTOM)
 FAULTS[UNEXPLAINED.name] = UNEXPLAINED
@@ -70,6 +73,7 @@ def unexplained(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
             f"{len(left)} failing probes fit no fault that is known here: "
             + ", ".join(f"{count} {row}" for row, count in rows.most_common())
             + ".",
+            *islice(overlay.clues(case, paths, left), MEASURED),
             *(f"{probe['id']}: {case.outcome(probe)}." for probe in left[:EXAMPLES]),
             *_clues(case, paths, left),
         ],

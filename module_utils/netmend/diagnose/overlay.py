@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from .. import overlays
 from ..model import Probe, Remedy
 from .case import DROPPED, Case, ids
 from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
-from .stops import by_kubernetes_backend, describe, opening, stops
+from .stops import Stop, by_kubernetes_backend, describe, opening, stops
 
 NAMES = {"vxlan": "VXLAN (UDP {port})", "ipip": "IPIP (IP protocol 4)"}
 
@@ -34,6 +35,16 @@ def ipip_dropped_by_fabric(case: Case, paths: Paths) -> Iterator[Suspicion]:
     yield from _dropped_by_fabric(case, paths, "ipip")
 
 
+def clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
+    """What was measured of the tunnels that the probes take, unless it passes."""
+    crossed = (flow.crosses for probe in probes for flow in paths.flows(probe) if flow.crosses)
+    for here, there in dict.fromkeys(ends for one, two in crossed for ends in ((one, two), (two, one))):
+        overlay = paths.overlay(here, there)
+        seen = _measured(case, here, there, overlay.kind, overlay.port) if overlay else None
+        if seen and seen.verdict != "passes":
+            yield seen.sentence
+
+
 def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]:
     def wanted(block: Block) -> bool:
         return by_kubernetes_backend(case, block) and block.passage.what == kind
@@ -52,59 +63,106 @@ def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]
             remedy=opening(case, stop, name),
             confidence=0.95,
             explains=stop.explains,
-            ruled_out=["The fabric: the node's own rules stop what arrives, whatever else does."],
+            ruled_out=[_fabric_ruled_out(case, stop, kind)],
         )
 
 
-def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]:
-    """What is left when nothing else stops it, as far as one side sees: so never certain.
+def _fabric_ruled_out(case: Case, stop: Stop, kind: str) -> str:
+    for peer in stop.peers:
+        seen = _measured(case, peer, stop.node, kind, stop.passage.packet.dport)
+        if seen and seen.verdict == "host":
+            return f"The fabric: {seen.sentence}"
+    return "The fabric: the node's own rules stop what arrives, whatever else does."
 
-    Every probe of a pair that crosses the overlay times out, the nodes ping each other, and neither a firewall, nor
-    forwarding, nor a route, a device, an FDB entry at either end accounts for it.
+
+def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]:
+    """Every probe of a pair that crosses the overlay times out, and what carries them gets lost between the nodes.
+
+    Where it was measured from both ends, that decides. Where not, it is what is left when nothing else stops it, as far
+    as one side sees, and so never certain: the nodes ping each other, and neither a firewall, nor forwarding, nor a
+    route, a device, an FDB entry at either end accounts for it.
     """
     for (here, there), probes in _crossings(case, paths).items():
         overlay = paths.overlay(here, there)
-        pings = case.pings(here, there)
-        if (
-            not overlay
-            or overlay.kind != kind
-            or any(case.outcome(probe) not in DROPPED for probe in probes)
-            or not pings
-            or not all(case.met(ping) for ping in pings)
-            or not all(_end_is_right(case, paths, *ends) for ends in ((here, there), (there, here)))
-            or any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
-        ):
+        if not overlay or overlay.kind != kind or any(case.outcome(probe) not in DROPPED for probe in probes):
+            continue
+        both = ((here, there), (there, here))
+        seen = [_measured(case, *ends, kind, overlay.port) for ends in both]
+        lost = [each.sentence for each in seen if each and each.verdict == "fabric"]
+        arrives = all(each and each.verdict in ("passes", "host", "sender") for each in seen)
+        if not lost and (arrives or not _is_left(case, paths, both, probes)):
             continue
         verdicts = [paths.judge(passage) for passage in paths.tunnel(here, there)]
-        certain = all(verdict.action == "accept" for verdict in verdicts)
+        accepted = all(verdict.action == "accept" for verdict in verdicts)
         name = NAMES[kind].format(port=overlay.port)
         received = case.interface(there, overlay.device)
         packets = f"{received['rx_packets']} packets" if received else "nothing known"
+        right = all(_end_is_right(case, paths, *ends) for ends in both)
         pair = {here, there}
         yield Suspicion(
             where=f"{here}>{there}",
             evidence=[
+                *lost,
                 f"{here}>{there}: {case.tally(probes)} probes to pods passed, all others timed out, while "
-                f"{case.tally(pings)} pings between the two nodes passed. {overlay.device} of {there} has received "
-                f"{packets} since it came up."
+                f"{case.tally(case.pings(here, there))} pings between the two nodes passed. {overlay.device} of "
+                f"{there} has received {packets} since it came up.",
             ],
-            remedy=Remedy(
-                role="",
-                nodes=sorted(pair),
-                text=f"Another network card for the overlay, or an overlay other than {name} that passes here. "
-                "No firewall rule of a node helps.",
-            ),
-            confidence=0.7 if certain else 0.4,
+            remedy=Remedy(role="", nodes=sorted(pair), text=_other_ways(case, name)),
+            confidence=0.98 if lost else 0.7 if accepted else 0.4,
             explains=ids(
                 probe
                 for probe in case.failed
                 if case.outcome(probe) in DROPPED and any(set(flow.crosses) == pair for flow in paths.flows(probe))
             ),
             ruled_out=[
-                *([f"The nodes' firewalls: both ends accept {name} from each other."] if certain else []),
-                f"The nodes' own part: forwarding, routes and {overlay.device} are as they should be at both ends.",
+                *([f"The nodes' firewalls: both ends accept {name} from each other."] if accepted else []),
+                *([f"The nodes' own part: forwarding, routes and {overlay.device} are as they should be at both ends."]
+                  if right else []),
             ],
+        )  # fmt: skip
+
+
+def _is_left(case: Case, paths: Paths, both: Tuple[Tuple[str, str], ...], probes: List[Probe]) -> bool:
+    """Whether nothing at the two nodes stops the probes, which ping each other."""
+    pings = case.pings(*both[0])
+    return (
+        bool(pings)
+        and all(case.met(ping) for ping in pings)
+        and all(_end_is_right(case, paths, *ends) for ends in both)
+        and not any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
+    )
+
+
+def _other_ways(case: Case, name: str) -> str:
+    underlay = case.run.get("underlay")
+    if not underlay:
+        return (
+            f"Another network card for the overlay, or an overlay other than {name} that passes here. "
+            "No firewall rule of a node helps."
         )
+    others = overlays.passing(underlay)
+    if others:
+        return f"An overlay that passes between all nodes here: {', '.join(others)}. No firewall rule of a node helps."
+    if any(overlay["verdict"] == "unknown" for overlay in underlay["overlays"].values()):
+        return "Another network card, or another overlay: of not all nodes is it known which ones pass here."
+    return "Another network card: here no overlay passes between all nodes. No firewall rule of a node helps."
+
+
+class _Seen(NamedTuple):
+    verdict: str
+    sentence: str
+
+
+def _measured(case: Case, here: str, there: str, kind: str, port: int) -> Optional[_Seen]:
+    """What became of such packets, measured at both ends; None where it is not known, or of other addresses."""
+    underlay = case.run.get("underlay")
+    if not underlay or any(underlay["addresses"].get(node) != case.underlay_address(node) for node in (here, there)):
+        return None
+    packets = f"udp-{port}" if kind == "vxlan" else kind
+    pair = underlay["pairs"].get(f"{here}>{there}")
+    if not pair or packets not in pair["kinds"] or pair["kinds"][packets]["verdict"] == "unknown":
+        return None
+    return _Seen(pair["kinds"][packets]["verdict"], overlays.sentence(underlay["pairs"], here, there, packets))
 
 
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:

@@ -1,0 +1,15 @@
+"""The module, with when the controller began and had the result: this bounds how far the node's clock is off."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.plugins.action.normal import ActionModule as Normal
+
+
+class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        sent = time.time()
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        return {**result, "netmend_call": {"sent": sent, "received": time.time()}}
