@@ -329,10 +329,10 @@ def sentence(pairs: Mapping[str, UnderlayPair], here: str, there: str, kind: str
     return f"{start}{told}."
 
 
-def passing(underlay: Underlay) -> List[str]:
-    """The overlays that can work between all nodes, with the MTU that pods would have."""
+def passing(overlays: Mapping[str, OverlayVerdict]) -> List[str]:
+    """Those that can work between all nodes, with the MTU that pods would have."""
     found = []
-    for name, overlay in underlay["overlays"].items():
+    for name, overlay in overlays.items():
         if overlay["verdict"] in ("works", "host"):
             size = f"MTU {overlay['mtu'] or 'unknown'}"
             once = "" if overlay["verdict"] == "works" else ", once the nodes' firewalls let it in"

@@ -83,7 +83,8 @@ def netmend_diagnose(
     run = {**_plain(facts), "probes": probes, "results": results}
     findings = diagnose({**run, "underlay": underlay} if underlay else run)
     passing = underlay["overlays"] if underlay else {}
-    return report.judge(plan.summarise(probes, results), findings, passing, remove_foreign_rules)
+    matrix = plan.summarise(probes, results)
+    return report.judge(matrix, findings, remove_foreign_rules=remove_foreign_rules, overlays=passing)
 
 
 def _underlay(hosts: Hosts, members: list[str]) -> Any:

@@ -140,7 +140,7 @@ def _other_ways(case: Case, name: str) -> str:
             f"Another network card for the overlay, or an overlay other than {name} that passes here. "
             "No firewall rule of a node helps."
         )
-    others = overlays.passing(underlay)
+    others = overlays.passing(underlay["overlays"])
     if others:
         return f"An overlay that passes between all nodes here: {', '.join(others)}. No firewall rule of a node helps."
     if any(overlay["verdict"] == "unknown" for overlay in underlay["overlays"].values()):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Optional, Sequence, TypedDict
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, TypedDict
 
-from ..model import ClusterFacts, Finding, Matrix, Remedy
+from ..model import ClusterFacts, Finding, Matrix, OverlayVerdict, Remedy
 
 SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
 
@@ -31,6 +31,7 @@ class Judgement(TypedDict):
     remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
     score: float  # percent of the matrix's probes that met their expectation
     healthy: bool  # nothing found, and every probe as expected
+    overlays: Dict[str, OverlayVerdict]  # what can carry pods' packets between all nodes; empty: not measured
 
 
 class Change(TypedDict):
@@ -78,7 +79,13 @@ class Report(TypedDict):
     phases: List[Phase]
 
 
-def judge(matrix: Matrix, findings: Sequence[Finding], remove_foreign_rules: bool = False) -> Judgement:
+def judge(
+    matrix: Matrix,
+    findings: Sequence[Finding],
+    *,
+    remove_foreign_rules: bool = False,
+    overlays: Optional[Mapping[str, OverlayVerdict]] = None,
+) -> Judgement:
     """A measurement's matrix and findings -> what they ask for.
 
     Rules that are not netmend's are taken away only where a role says that nobody can mean them, or with the
@@ -94,7 +101,14 @@ def judge(matrix: Matrix, findings: Sequence[Finding], remove_foreign_rules: boo
     score = 100.0 * matrix["ok"] / matrix["total"] if matrix["total"] else 0.0
     healthy = not findings and matrix["ok"] == matrix["total"]
     named: List[Named] = [{**finding, "explains": len(finding["explains"])} for finding in findings]
-    return {"matrix": matrix, "findings": named, "remedies": remedies, "score": _rounded(score), "healthy": healthy}
+    return {
+        "matrix": matrix,
+        "findings": named,
+        "remedies": remedies,
+        "score": _rounded(score),
+        "healthy": healthy,
+        "overlays": dict(overlays or {}),
+    }
 
 
 def report(

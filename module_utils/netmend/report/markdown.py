@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import List, Optional
 
+from ..overlays import passing
 from . import Judgement, Named, Report
 from .changes import gathered
 from .matrix import named, sentences
@@ -16,7 +17,7 @@ DIFF_LINES = 200  # of one change
 
 
 def render(report: Report) -> str:
-    """Verdict, findings, matrix and changes."""
+    """Verdict, findings, matrix, overlays and changes."""
     parts = [
         f"# netmend: {_escaped(report['verdict'])}",
         f"{report['time']}, {len(report['nodes'])} nodes"
@@ -26,6 +27,9 @@ def render(report: Report) -> str:
     if report["before"]:
         parts += _findings("Findings before", report["before"]["findings"])
     parts += _matrix(report["now"], report["before"])
+    if report["now"]["overlays"]:
+        found = passing(report["now"]["overlays"]) or ["None."]
+        parts += ["## Overlays that can pass between all nodes", "\n".join(f"- {_escaped(each)}" for each in found)]
     if report["changes"]:
         parts += _changes(report)
     return "\n\n".join(parts) + "\n"

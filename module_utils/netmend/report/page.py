@@ -6,6 +6,7 @@ import json
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from ..model import Row
+from ..overlays import TITLES
 from . import Judgement, Report
 from .changes import Same, gathered
 from .matrix import MEANINGS, sentences
@@ -45,6 +46,7 @@ def context(report: Report) -> Dict[str, Any]:
             RowLine(name, MEANINGS.get(name, ""), before["matrix"]["rows"].get(name) if before else None, row)
             for name, row in now["matrix"]["rows"].items()
         ],
+        "overlay_titles": TITLES,
         "left": {finding["fault"] for finding in now["findings"]},
         "changes": changes,
         "seconds": sum(phase["seconds"] for phase in report["phases"]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, Iterator, List
 
-from ..model import Matrix, Remedy
+from ..model import Matrix, OverlayVerdict, Remedy
+from ..overlays import passing
 from . import Change, Judgement, Named, Report
 from .matrix import Seen, cells, destinations, named, sentences
 
@@ -18,7 +19,8 @@ PLACES = 12  # of a finding
 
 def measured(judgement: Judgement) -> str:
     """The matrix and the findings, for a terminal of 120 columns."""
-    return "\n".join([*_matrix_lines(judgement["matrix"]), "", *_finding_lines(judgement["findings"])])
+    lines = _matrix_lines(judgement["matrix"]) + _overlay_lines(judgement["overlays"])
+    return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
 
 
 def render(whole: Report) -> str:
@@ -36,6 +38,14 @@ def _matrix_lines(matrix: Matrix) -> List[str]:
         lines.append(f"  {name:<16} {row['ok']:>4} of {row['total']:<4} {'ok' if good else 'NOT OK'}")
         lines += [] if good else _row_lines(matrix, name)
     return lines
+
+
+def _overlay_lines(measured: Dict[str, OverlayVerdict]) -> List[str]:
+    """Only where something does not pass is there something to choose."""
+    if all(overlay["verdict"] == "works" for overlay in measured.values()):
+        return []
+    found = passing(measured)
+    return ["", "Overlays that can pass between all nodes", *(f"  {overlay}" for overlay in found or ["none"])]
 
 
 def _row_lines(matrix: Matrix, name: str) -> List[str]:

@@ -77,6 +77,14 @@ def _service(
     }  # fmt: skip
 
 
+STOPPED = "a>b: 5 of 5 UDP 8472 packets arrived at b's enp7s0, and 0 got past its own firewall."
+OVERLAYS: Any = {
+    "vxlan-8472": {"verdict": "host", "mtu": 1400, "why": [STOPPED]},
+    "ipip": {"verdict": "works", "mtu": 1430, "why": []},
+    "host-gw": {"verdict": "no", "mtu": 1450, "why": ["a>b: b is behind 10.0.0.1."]},
+}
+
+
 def measured(count: int, fails: Fails | None = None, findings: Iterable[Any] = (), seed: int = 1) -> Any:
     """A judgement; ``fails`` says what a probe's outcome is, "" for ok."""
     nodes, cluster = facts(count)
@@ -92,7 +100,8 @@ def measured(count: int, fails: Fails | None = None, findings: Iterable[Any] = (
             seen["mtu"] = 1450
         results[probe["source_node"]]["observations"].append(seen)
     failed = [probe["id"] for probe in probes if fails and fails(probe)]
-    return judge(plan.summarise(probes, results), [{**finding, "explains": failed} for finding in findings])  # type: ignore[typeddict-item]
+    explained: Any = [{**finding, "explains": failed} for finding in findings]
+    return judge(plan.summarise(probes, results), explained, overlays=OVERLAYS if count > 1 else {})
 
 
 def finding(where: list[str], fault: str = "vxlan-dropped-by-host", **remedy: Any) -> Any:

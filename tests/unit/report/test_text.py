@@ -31,6 +31,14 @@ def test_what_check_mode_would_change() -> None:
     assert "Would change\n" in text.render(said(SICK, None, [change("a", "rule")], check_mode=True))
 
 
+def test_overlays_are_named_where_one_does_not_pass() -> None:
+    shown = text.measured(sample.measured(3))
+    assert "Overlays that can pass between all nodes\n  VXLAN on UDP 8472 (Flannel) (MTU 1400, once the" in shown
+    assert "\n  IPIP (MTU 1430)\n" in shown
+    assert "host-gw" not in shown
+    assert "Overlays" not in text.measured(sample.measured(1))
+
+
 def test_many_nodes_fit_the_terminal() -> None:
     sick = sample.sick(40, sample.overlay_to("k3s-worker-020"), [sample.finding([f"n{n}" for n in range(200)])])
     shown = text.render(sick)
