@@ -42,8 +42,8 @@ class Report(TypedDict):
 def judge(matrix: Matrix, findings: List[Finding], remove_foreign_rules: bool = False) -> Judgement:
     """A measurement's matrix and findings -> what they ask for.
 
-    While a finding is a gate, it alone is mended. Rules that are not netmend's are taken away only where a role says that nobody can mean them, or with the
-    operator's consent, which ``remove_foreign_rules`` is.
+    While a finding is a gate, it alone is mended. Rules that are not netmend's are taken away only where a role says
+    that nobody can mean them, or with the operator's consent, which ``remove_foreign_rules`` is.
     """
     remedies: Dict[str, Dict[str, Dict[str, Any]]] = {}
     gates = [finding for finding in findings if is_gate(finding["fault"])]
