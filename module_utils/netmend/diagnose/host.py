@@ -10,6 +10,7 @@ from .path import Paths
 from .registry import KERNEL, Suspicion, fault
 
 NEARLY_FULL = 0.95
+NO_ROOM = DROPPED | {"prohibited"}  # what the node itself sends comes back as EPERM
 LEAST_CONNTRACK_MAX = 131072  # what kube-proxy sets at least (conntrack.min)
 STRICT = 1  # of rp_filter; 2 is loose
 
@@ -107,7 +108,7 @@ def conntrack_full(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 text=f"Set net.netfilter.nf_conntrack_max to {enough}, and keep it in /etc/sysctl.d.",
             ),
             confidence=0.95 if lost else 0.7,
-            explains=ids(each for each in there if lost and case.outcome(each) in BLOCKED and not case.met(each)),
+            explains=ids(each for each in there if lost and case.outcome(each) in NO_ROOM and not case.met(each)),
             ruled_out=["A firewall: what has no room is dropped before any rule counts it."] if lost else [],
         )
 
