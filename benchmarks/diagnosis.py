@@ -1,6 +1,6 @@
 """How long a diagnosis of a running lab takes, by its parts, and what it costs a node.
 
-    .venv/bin/python -m lab up && .venv/bin/python benchmarks/diagnosis.py [--lab NAME] [--runs N]
+.venv/bin/python -m lab up && .venv/bin/python benchmarks/diagnosis.py [--lab NAME] [--runs N]
 """
 
 from __future__ import annotations

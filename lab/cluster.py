@@ -162,9 +162,11 @@ def firewall(lab: Lab, machine: Machine) -> str:
 
 
 def fault_nodes(lab: Lab, where: str) -> list[Machine]:
-    """The machines that faults.yml means by all, servers, agents or one."""
+    """The machines that faults.yml means by all, servers, server, agents or one."""
     agents = [machine for machine in lab.machines if machine.role == "agent"]
-    return {"all": list(lab.machines), "servers": list(lab.servers), "agents": agents, "one": agents[-1:]}[where]
+    servers = list(lab.servers)
+    groups = {"all": list(lab.machines), "servers": servers, "agents": agents}
+    return {**groups, "server": servers[-1:], "one": agents[-1:]}[where]
 
 
 def _k3s(lab: Lab, server: Machine, command: str) -> None:

@@ -193,6 +193,12 @@ netmend_connectivity:
       elements: dict
       sample:
         - {backend: nft, table: filter, chain: FORWARD, index: 3, spec: -j DROP, packets: 2}
+    risen:
+      description:
+        - The kernel's counters of packets that were lost without a rule (by the reverse path filter, or in connection
+          tracking), and by how much they rose; those that did. Other traffic of the node counts as well.
+      type: dict
+      sample: {TcpExt.IPReversePathFilter: 12}
 met:
   description: Whether all outcomes were as expected.
   returned: always

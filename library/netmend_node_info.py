@@ -12,7 +12,8 @@ short_description: Gather what a K3s node knows about its network
 description:
   - Reads interfaces, routes, neighbours, the forwarding database, sysctls, both iptables rule sets with their counters,
     foreign nftables tables, ipsets, UFW's files, conntrack, sockets, protocol counters, K3s's effective configuration,
-    the CNI configuration that containerd reads, the clock, and a process in each pod's network namespace.
+    the CNI configuration that containerd reads, the clock, the dates of K3s's certificates, and a process in each pod's
+      network namespace.
   - Changes nothing, loads no kernel module of the legacy iptables, and does not fail where a source is missing or a
     command fails. Such a source is named in RV(netmend_node.errors).
   - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by the word redacted.
@@ -119,6 +120,12 @@ netmend_node:
       type: list
       elements: dict
       sample: [{uid: b129d998-febc-4b7c-b78d-9e6656ffaa25, pid: 472, netns: 4026532281}]
+    certificates:
+      description: Name and dates, in seconds since the epoch, of the certificates that K3s made for itself.
+      type: list
+      elements: dict
+      sample: [{file: /var/lib/rancher/k3s/agent/serving-kubelet.crt, subject: k3s-worker-01, not_before: 1795250021.0,
+        not_after: 1826786021.0}]
     errors:
       description: What could not be read, and why.
       type: list

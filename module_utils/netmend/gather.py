@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, cast
 
 from . import node
-from .model import Cni, Iptables, K3s, NodeFacts, PodProcess, Ruleset, Ufw
-from .parse import ip, nft, proc, ufw
+from .model import Certificate, Cni, Iptables, K3s, NodeFacts, PodProcess, Ruleset, Ufw
+from .parse import ip, nft, proc, ufw, x509
 from .parse import k3s as k3s_files
 from .parse.iptables import parse_save
 
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 K3S_UNITS = ("k3s.service", "k3s-agent.service")
 CLOCK_UNITS = {"chrony.service": "chrony", "chronyd.service": "chrony", "systemd-timesyncd.service": "timesyncd"}
+CERTIFICATES = ("agent", "server/tls", "server/tls/etcd", "server/tls/kube-*")  # below K3s's data-dir
 SYSCTLS = (
     "net/bridge/bridge-nf-call-*tables",
     "net/ipv4/conf/*/accept_local",
@@ -61,6 +62,7 @@ NOTHING: Dict[str, Any] = {
     "cni": Cni(conf_dir="", bin_dirs=[], networks={}),
     "clock": {"synchronized": None, "source": ""},
     "pods": [],
+    "certificates": [],
 }
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronized
 
@@ -93,6 +95,7 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
         facts = {what: future.result() for what, future in begun.items()}
     config = facts["k3s"]["config"]
     facts["cni"] = source.attempt("cni", lambda: source.cni(config), NOTHING["cni"])
+    facts["certificates"] = source.certificates(config)
     facts["name"] = source.name(config)
     return cast(NodeFacts, {**facts, "time": began, "took": time.time() - began, "errors": source.errors})
 
@@ -225,6 +228,21 @@ class _Source:
 
     def network(self, path: str) -> Any:
         return k3s_files.redact("", json.loads(self.read(path)))
+
+    def certificates(self, config: Dict[str, Any]) -> List[Certificate]:
+        """Those that K3s made: their names and dates. The keys beside them are not opened."""
+        base = self.root / str(config.get("data-dir", "/var/lib/rancher/k3s")).lstrip("/")
+        found = []
+        # Not what the API server signs for itself at each start: server/tls/temporary-certs.
+        for path in sorted(path for folder in CERTIFICATES for path in base.glob(f"{folder}/*.crt")):
+            name = f"/{path.relative_to(self.root)}"
+            read = self.attempt(f"certificate {name}", partial(self.validity, name), None)
+            if read:
+                found.append(Certificate(file=name, subject=read[0], not_before=read[1], not_after=read[2]))
+        return found
+
+    def validity(self, path: str) -> Optional[x509.Validity]:
+        return x509.validity(self.read(path))
 
     def clock(self, units: Units) -> Dict[str, Any]:
         running = [name for name in CLOCK_UNITS if units.get(name, {}).get("ActiveState") == "active"]

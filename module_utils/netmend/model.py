@@ -150,6 +150,15 @@ class PodProcess(TypedDict):
     netns: int  # inode; equals the host's for hostNetwork pods, which are left out
 
 
+class Certificate(TypedDict):
+    """Name and dates of one of K3s's own certificates; the file may hold its issuer's behind it."""
+
+    file: str
+    subject: str  # its common name
+    not_before: float  # seconds since the epoch
+    not_after: float
+
+
 class NodeFacts(TypedDict):
     name: str  # node-name of K3s, else the host name
     time: float  # the node's clock, seconds since the epoch, when gathering began
@@ -171,6 +180,7 @@ class NodeFacts(TypedDict):
     k3s: K3s
     cni: Cni
     pods: List[PodProcess]
+    certificates: List[Certificate]
     errors: List[Dict[str, str]]  # {"what": "ipset", "message": "..."}
 
 
@@ -286,6 +296,7 @@ class ProbeResult(TypedDict):
     node: str
     observations: List[Observation]
     moved: List[Moved]
+    risen: Dict[str, int]  # the kernel's counters of lost packets -> how much more than before; those that rose
 
 
 class Outcome(TypedDict):

@@ -23,6 +23,7 @@ from .model import (
 
 TIMEOUT = 2.0  # seconds; two SYNs
 KUBELET, API_SERVER, DNS = 10250, 6443, 53
+ETCD_CLIENT, ETCD_PEER = 2379, 2380
 BLOCKED = ("timeout", "refused", "unreachable", "prohibited")  # what an expectation "blocked" means
 
 _APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
@@ -173,6 +174,11 @@ class _View:
         """The pod that stands for a node, the same in every run."""
         return next((listener for listener in self.listeners[node] if listener.pod is not other_than), None)
 
+    def keeps_etcd(self, node: str) -> bool:
+        """Whether a member of etcd listens there for its peers, whichever process it is in."""
+        sockets = self.nodes[node]["sockets"] if node in self.nodes else []
+        return any((each["protocol"], each["port"]) == ("tcp", ETCD_PEER) for each in sockets)
+
     def service_of(self, address: str) -> Optional[Service]:
         return next((service for service in self.services if service["cluster_ip"] == address), None)
 
@@ -280,6 +286,9 @@ def _host_host(view: _View) -> Iterator[Probe]:
             yield Probe(**probe, protocol="tcp", port=KUBELET)
             if node["role"] == "server":
                 yield Probe(**probe, protocol="tcp", port=API_SERVER)
+            if node["name"] != source and view.keeps_etcd(source) and view.keeps_etcd(node["name"]):
+                yield Probe(**probe, protocol="tcp", port=ETCD_CLIENT)
+                yield Probe(**probe, protocol="tcp", port=ETCD_PEER)
 
 
 def _host_pod(view: _View) -> Iterator[Probe]:

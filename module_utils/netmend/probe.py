@@ -22,7 +22,7 @@ from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tu
 
 from . import echo, node
 from .model import OUTCOMES, Moved, Observation, Probe, ProbeResult, Ruleset
-from .parse import dns
+from .parse import dns, proc
 from .parse.iptables import parse_save
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
@@ -32,10 +32,12 @@ _LONGEST_STATUS_LINE = 8192
 
 
 def measure(source_node: str, probes: Sequence[Probe]) -> ProbeResult:
-    """Runs the probes of this node, with its rules counted before and after."""
-    before = rulesets()
+    """Runs the probes of this node, with its rules and its lost packets counted before and after."""
+    rules, lost = rulesets(), losses()
     observations = run_probes(probes)
-    return ProbeResult(node=source_node, observations=observations, moved=moved(before, rulesets()))
+    return ProbeResult(
+        node=source_node, observations=observations, moved=moved(rules, rulesets()), risen=risen(lost, losses())
+    )
 
 
 def run_probes(probes: Sequence[Probe], concurrency: int = CONCURRENCY) -> List[Observation]:
@@ -282,6 +284,9 @@ def _resolved(answer: dns.Answer, timer: Timer) -> Observation:
 # --- counters ---------------------------------------------------------------------------------------------------------
 
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+_PROC_NET = Path("/proc/net")
+# Packets that the kernel gave up without any rule: by the reverse path filter, or in tracking connections.
+_LOSSES = ("TcpExt.IPReversePathFilter", "conntrack.drop", "conntrack.early_drop", "conntrack.insert_failed")
 
 
 def rulesets() -> Dict[str, Ruleset]:
@@ -310,6 +315,22 @@ def moved(before: Dict[str, Ruleset], after: Dict[str, Ruleset]) -> List[Moved]:
             if rise > 0:
                 rises.append(Moved(backend=backend, table=table, chain=chain, index=index, spec=spec, packets=rise))
     return rises
+
+
+def losses(directory: Path = _PROC_NET) -> Dict[str, int]:
+    """The counters of lost packets, as "group.name"; one that cannot be read is left out."""
+    groups: Dict[str, Dict[str, int]] = {}
+    with suppress(OSError, ValueError):
+        groups.update(proc.snmp((directory / "netstat").read_text()))
+    with suppress(OSError, ValueError):
+        groups["conntrack"] = proc.conntrack((directory / "stat/nf_conntrack").read_text())
+    found = {f"{group}.{name}": value for group, counters in groups.items() for name, value in counters.items()}
+    return {name: found[name] for name in _LOSSES if name in found}
+
+
+def risen(before: Dict[str, int], after: Dict[str, int]) -> Dict[str, int]:
+    """By how much each counter rose that did; of those that were read both times."""
+    return {name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])}
 
 
 _Key = Tuple[str, str, str, int]  # table, chain, spec, and which one of those that read alike

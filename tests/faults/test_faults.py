@@ -23,6 +23,8 @@ LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and nam
 def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
     name = request.param
+    if len(lab.servers) < (needed := FAULTS[name].get("servers", 1)):
+        pytest.skip(f"needs a lab of {needed} servers")
     cluster.put_in(lab, name)
     yield name, FAULTS[name]
     if FAULTS[name]["mended_by"]:

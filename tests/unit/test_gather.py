@@ -130,6 +130,24 @@ def test_the_swap_is_seen_with_the_file_that_decided_it(machine: Callable[[str, 
     assert k3s["sources"]["flannel-backend"] == "/etc/rancher/k3s/config.yaml.d/90-cni.yaml"
 
 
+def test_certificates_have_names_and_dates_and_keys_are_not_opened(
+    machine: Callable[[str, str], Machine], fixtures: Path
+) -> None:
+    node = machine("flannel", "server0")
+    tls = "var/lib/rancher/k3s/server/tls"
+    text = (fixtures / "certificates/until-2027.crt").read_text()
+    for path in (f"{tls}/etcd/peer-server-client.crt", f"{tls}/temporary-certs/own.crt", f"{tls}/client-admin.key"):
+        node.write(path, text)
+    node.write("var/lib/rancher/k3s/agent/serving-kubelet.crt", "nothing\n")
+    facts = node.facts()
+    (found,) = facts["certificates"]
+    assert (found["file"], found["subject"]) == (f"/{tls}/etcd/peer-server-client.crt", "etcd-server")
+    assert found["not_after"] - found["not_before"] == 365 * 86400
+    assert [error["what"] for error in facts["errors"]] == [
+        "certificate /var/lib/rancher/k3s/agent/serving-kubelet.crt"
+    ]
+
+
 def test_ufw(machine: Callable[[str, str], Machine]) -> None:
     node = machine("flannel-ufw-blocks", "agent0")
     node.write("etc/ufw/ufw.conf", "ENABLED=yes\nLOGLEVEL=low\n")

@@ -47,7 +47,7 @@ def cluster(pods: list[Pod], services: list[Service], **more: Any) -> ClusterFac
 
 def node(name: str, *pods: Pod, **more: Any) -> NodeFacts:
     processes = [{"uid": pod["uid"], "pid": 100 + number, "netns": 1} for number, pod in enumerate(pods)]
-    facts = {"name": name, "pods": processes, "interfaces": [], "k3s": {"config": {}}}
+    facts = {"name": name, "pods": processes, "interfaces": [], "sockets": [], "k3s": {"config": {}}}
     return {**facts, **more}  # type: ignore[return-value, typeddict-item]
 
 
@@ -87,6 +87,17 @@ def test_host_host() -> None:
         "host-host k3s-worker-01>k3s-worker-02 icmp",
         "host-host k3s-worker-01>k3s-worker-02 mtu",
         "host-host k3s-worker-01>k3s-worker-02 tcp/10250",
+    ]
+
+
+def test_members_of_etcd_ask_each_other_and_nobody_else_asks_them() -> None:
+    peers = [{"protocol": "tcp", "address": ADDRESSES[SERVER], "port": 2380, "process": "k3s"}]
+    nodes = {**NODES, SERVER: node(SERVER, sockets=peers), AGENT1: node(AGENT1, sockets=peers)}
+    etcd = [identifier for identifier in ids(only("host-host", nodes)) if "/23" in identifier]
+    assert etcd == [
+        f"host-host {source}>{target} tcp/{port}"
+        for source, target in ((SERVER, AGENT1), (AGENT1, SERVER))
+        for port in (2379, 2380)
     ]
 
 

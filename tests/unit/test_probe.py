@@ -13,13 +13,14 @@ import struct
 import subprocess
 import threading
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
 from ansible.module_utils.netmend.model import Observation, Probe
 from ansible.module_utils.netmend.parse import dns
 from ansible.module_utils.netmend.parse.iptables import parse_save
-from ansible.module_utils.netmend.probe import moved, problem, run_probes
+from ansible.module_utils.netmend.probe import losses, moved, problem, risen, run_probes
 
 CLIENT, ROUTER, SERVER = (f"nm-probe-{os.getpid()}-{role}" for role in ("client", "router", "server"))
 CLIENT_IP, ROUTER_IP, SERVER_IP = "192.0.2.2", "192.0.2.1", "198.51.100.2"
@@ -630,6 +631,19 @@ def test_rules_that_read_alike_and_rules_that_shifted() -> None:
     before = saved(chain, "[7:0] -A FORWARD -j DROP", "[0:0] -A FORWARD -j DROP")
     after = saved(chain, "[1:0] -A FORWARD -j ACCEPT", "[7:0] -A FORWARD -j DROP", "[2:0] -A FORWARD -j DROP")
     assert [(risen["index"], risen["packets"]) for risen in moved(before, after)] == [(3, 2)]
+
+
+def test_losses_are_read_and_only_those_that_rose_are_told(fixtures: Path, tmp_path: Path) -> None:
+    netstat = (fixtures / "k3s-1.36.3/flannel/agent0/netstat.txt").read_text()
+    (tmp_path / "netstat").write_text(netstat)
+    before = losses(tmp_path)
+    assert before == {"TcpExt.IPReversePathFilter": 0}
+    (tmp_path / "stat").mkdir()
+    (tmp_path / "stat/nf_conntrack").write_text("entries insert_failed drop\n0000000b 00000001 0000000f\n")
+    after = losses(tmp_path)
+    assert after == {"TcpExt.IPReversePathFilter": 0, "conntrack.drop": 15, "conntrack.insert_failed": 1}
+    assert risen(before, after) == {}
+    assert risen({**after, "conntrack.drop": 3}, after) == {"conntrack.drop": 12}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from .. import plan
-from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Ruleset, Run, Service
+from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
 # how many ICMP errors it sends to one address.
@@ -54,7 +54,7 @@ class Case:
             if port.get("nodePort")
         }
         self.failed = [probe for probe in run["probes"] if not self.met(probe)]
-        self._networks: Dict[str, List[Tuple[ipaddress.IPv4Network, str]]] = {}
+        self._networks: Dict[str, List[Tuple[ipaddress.IPv4Network, Route]]] = {}
         self._devices: Dict[Tuple[str, str], str] = {}
         self._backends: Dict[str, str] = {}
 
@@ -91,6 +91,11 @@ class Case:
             for moved in (result["moved"] if result else [])
             if (moved["backend"], moved["table"], moved["chain"], moved["index"]) == (backend, table, chain, number)
         )
+
+    def rose(self, node: str, counter: str) -> int:
+        """How much more a counter of the kernel's lost packets was after the node had probed."""
+        result = self.run["results"].get(node)
+        return result.get("risen", {}).get(counter, 0) if result else 0
 
     # --- the cluster ---
 
@@ -152,20 +157,23 @@ class Case:
 
     def device(self, node: str, address: str) -> str:
         """The interface by which the node's main table reaches the address; "" for none."""
+        if (node, address) not in self._devices:
+            self._devices[node, address] = next((route["device"] for route in self.routes(node, address)), "")
+        return self._devices[node, address]
+
+    def routes(self, node: str, address: str) -> List[Route]:
+        """Those of the node's main table that lead to the address, the one that it takes first."""
         if node not in self._networks:
             routes = [
-                (network, route["device"])
+                (network, route)
                 for route in self.nodes[node]["routes"]
                 if route["table"] == "main" and route["type"] == "unicast"
                 for network in [_network(route["destination"])]
                 if network
             ]
-            self._networks[node] = sorted(routes, key=lambda route: -route[0].prefixlen)
-        if (node, address) not in self._devices:
-            wanted = ipaddress.ip_address(address)
-            found = next((device for network, device in self._networks[node] if wanted in network), "")
-            self._devices[node, address] = found
-        return self._devices[node, address]
+            self._networks[node] = sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"]))
+        wanted = ipaddress.ip_address(address)
+        return [route for network, route in self._networks[node] if wanted in network]
 
     def tunnel_address(self, node: str, device: str) -> str:
         """The address that the node itself has in the overlay; its internal one where it has none."""

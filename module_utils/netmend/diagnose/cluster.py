@@ -31,7 +31,7 @@ def node_unreachable(case: Case, paths: Paths) -> Iterator[Suspicion]:
             evidence=[f"{node} gave no facts; it is {state}. What is wrong there is not known."],
             remedy=Remedy(role="", nodes=[node], text="See that the machine is up, and that SSH to it works."),
             confidence=0.9,
-            explains=ids(probe for probe in case.failed if node in _involved(probe, paths)),
+            explains=ids(probe for probe in case.failed if node in paths.nodes(probe)),
         )
 
 
@@ -83,11 +83,6 @@ def unexplained(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
     )
 
 
-def _involved(probe: Probe, paths: Paths) -> FrozenSet[str]:
-    ends = {node for flow in paths.flows(probe) for node in (flow.via, flow.end.node)}
-    return frozenset({probe["source_node"], probe.get("target_node", ""), *ends})
-
-
 def _clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
     """What the firewalls on their way say other than accept: a policy's verdict, or one that is not certain."""
     said = Counter(
@@ -99,3 +94,8 @@ def _clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
     )
     for clue, count in said.most_common(EXAMPLES):
         yield f"{clue}, on the way of {count} of them."
+    involved = frozenset().union(*(paths.nodes(probe) for probe in probes))
+    for node, result in case.run["results"].items():
+        if node in involved:
+            for counter, more in result.get("risen", {}).items():
+                yield f"{node}: the kernel's counter {counter} rose by {more} while it was probing."

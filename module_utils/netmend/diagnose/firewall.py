@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List
 
-from ..model import Remedy
+from ..model import Pod, Remedy
 from ..walk import Packet, Verdict, walk
 from .case import Case
 from .path import Block, Paths
-from .registry import FIREWALL, KERNEL, Suspicion, fault
+from .registry import CONTROL_PLANE, FIREWALL, KERNEL, Suspicion, fault
 from .service import flushed
 from .stops import Stop, accepting, by_kubernetes_backend, describe, opening, policy_jumps, removal, stops
 
-KUBELET_PORT = 10250
+PORTS = {10250: "kubelet", 2379: "etcd", 2380: "etcd"}
+# Chains of K3s's policy controller.
+KUBE_ROUTER = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
+# One transaction that takes nothing but those chains and what jumps to them, from a copy of the table, which is kept.
+REMOVE_KUBE_ROUTER = (
+    "iptables-{0}-save -t filter > /root/filter.before && (echo '*filter'; "
+    r"sed -nE -e 's/^-A ((INPUT|FORWARD|OUTPUT) .*KUBE-ROUTER.*)/-D \1/p' "
+    r"-e 's/^:(KUBE-(ROUTER|POD-FW|NWPLCY)-\S+).*/-F \1/p' /root/filter.before; "
+    r"sed -nE 's/^:(KUBE-(ROUTER|POD-FW|NWPLCY)-\S+).*/-X \1/p' /root/filter.before; "
+    "echo COMMIT) | iptables-{0}-restore -w --noflush"
+)
 
 
 @fault("nft-and-legacy-mixed", 29, "The rule set that Kubernetes does not use stops its packets", FIREWALL)
@@ -87,13 +97,65 @@ def forward_drop_without_accept(case: Case, paths: Paths) -> Iterator[Suspicion]
 
 @fault("kubelet-dropped-by-host", 31, "The node's firewall stops the kubelet's port (TCP 10250)", FIREWALL)
 def kubelet_dropped_by_host(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    yield from _host_port(case, paths, kubelet=True)
+    yield from _host_port(case, paths, "kubelet")
+
+
+@fault("etcd-dropped-by-host", 32, "The server's firewall stops etcd (TCP 2379-2380)", CONTROL_PLANE, gate=True)
+def etcd_dropped_by_host(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """Members that cannot connect are lost sooner or later, and with most of them the cluster: first of all repairs.
+
+    Connections that are established go on until they break, so that etcd may say that it is well.
+    """
+    for suspicion in _host_port(case, paths, "etcd"):
+        if suspicion.remedy["role"] == "ufw":
+            suspicion.remedy["text"] = "Allow TCP 2379-2380 in UFW, from the other servers' addresses and no others."
+        yield suspicion
 
 
 @fault("port-dropped-by-host", 0, "The node's firewall stops a port that other nodes or pods need", FIREWALL)
 def port_dropped_by_host(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    """Any other port of a host that a probe asked and that its INPUT stops: the API server, etcd, a hostNetwork pod."""
-    yield from _host_port(case, paths, kubelet=False)
+    """Any other port of a host that a probe asked and that its INPUT stops: the API server, a hostNetwork pod."""
+    yield from _host_port(case, paths, "")
+
+
+@fault("stale-network-policy", 17, "Rules of a policy controller that is switched off still decide", FIREWALL)
+def stale_network_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """K3s takes no rule away when disable-network-policy is set (docs.k3s.io/networking/networking-services).
+
+    What they allow and deny stays as it was. Chains for addresses that no pod has any more concern nobody.
+    """
+    if not _policy_controller_is_off(case):
+        return
+
+    def wanted(block: Block) -> bool:
+        steps = (*block.verdict.path, block.verdict.rule)
+        return by_kubernetes_backend(case, block) and any(step.chain.startswith(KUBE_ROUTER) for step in steps)
+
+    found = stops(case, paths, wanted, policies=True)
+    for node in case.nodes:
+        held = [pod for pod in case.pods_on(node) if _held(case, node, pod)]
+        here = [stop for stop in found if stop.node == node]
+        if not held and not here:
+            continue
+        explained = frozenset().union(*(stop.explains for stop in here))
+        chains = [name for name in case.ruleset(node).get("filter", {}) if name.startswith(KUBE_ROUTER)]
+        yield Suspicion(
+            where=node,
+            evidence=[
+                f"{node}: disable-network-policy is set, and {len(chains)} chains of the policy controller are still "
+                f"there. They decide about {len(held)} pods that are there now.",
+                *(f"{node}: {describe(case, node, stop.verdict)}. It stops {_what(stop)}." for stop in here),
+            ],
+            remedy=Remedy(
+                role="",
+                nodes=[node],
+                command=REMOVE_KUBE_ROUTER.format(case.backend(node)),
+                text="Remove these chains and the jumps to them, and nothing else; the command keeps a copy before.",
+            ),
+            confidence=0.95 if explained else 0.7,
+            explains=explained,
+            ruled_out=["A NetworkPolicy that is in force: nobody looks after these rules any more."],
+        )
 
 
 @fault("accept-before-policy", 25, "A rule accepts pods' packets before their NetworkPolicies are asked", KERNEL)
@@ -123,11 +185,26 @@ def accept_before_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
             )
 
 
-def _host_port(case: Case, paths: Paths, kubelet: bool) -> Iterator[Suspicion]:
+def _policy_controller_is_off(case: Case) -> bool:
+    """Agents take the switch over from a server."""
+    servers = [facts["k3s"]["config"] for facts in case.nodes.values() if facts["k3s"]["role"] == "server"]
+    return bool(servers) and all(config.get("disable-network-policy") in (True, "true") for config in servers)
+
+
+def _held(case: Case, node: str, pod: Pod) -> bool:
+    """Whether packets of the pod are led into the policy controller's chains."""
+    rules = case.ruleset(node).get("filter", {}).get("KUBE-ROUTER-FORWARD", {"rules": []})["rules"]
+    ends = {rule["matches"].get(end, "").partition("/")[0] for rule in rules for end in ("source", "destination")}
+    return pod["ip"] in ends and bool(policy_jumps(case.ruleset(node)))
+
+
+def _host_port(case: Case, paths: Paths, owner: str) -> Iterator[Suspicion]:
+    """Stops of the ports of one owner in PORTS, or with "" of all that have none there."""
+
     def wanted(block: Block) -> bool:
         passage = block.passage
-        of_kubelet = passage.packet.protocol == "tcp" and passage.packet.dport == KUBELET_PORT
-        return by_kubernetes_backend(case, block) and passage.what == "host" and of_kubelet == kubelet
+        owner_there = PORTS.get(passage.packet.dport, "") if passage.packet.protocol == "tcp" else ""
+        return by_kubernetes_backend(case, block) and passage.what == "host" and owner_there == owner
 
     for stop in stops(case, paths, wanted):
         yield Suspicion(

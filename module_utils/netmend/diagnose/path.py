@@ -5,7 +5,7 @@ A probe of a Service takes one of several ways, and nothing tells which one it t
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ..model import Probe
 from ..walk import Packet, Verdict, blockers, judge
@@ -71,6 +71,11 @@ class Paths:
                 Flow(source, pod["ip"] if pod else "", via or source, end) for end in case.endpoints(probe)
             ]
         return self._flows[probe["id"]]
+
+    def nodes(self, probe: Probe) -> FrozenSet[str]:
+        """All that may have to do with the probe: where it starts, whose port it asks, where it may end."""
+        ends = (node for flow in self.flows(probe) for node in (flow.via, flow.end.node))
+        return frozenset({probe["source_node"], probe.get("target_node", ""), *ends} - {""})
 
     def translators(self, probe: Probe) -> Set[Tuple[str, str]]:
         """The node and the hook of nat where a Service's address becomes an endpoint's."""

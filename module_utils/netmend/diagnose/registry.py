@@ -13,7 +13,7 @@ from .case import Case
 from .path import Paths
 
 # Layers, causes before what they cause. Inside a layer, what explains more comes first.
-NODE, KERNEL, FLUSH, FIREWALL, SERVICE, FABRIC, SYMPTOM = range(7)
+NODE, CONTROL_PLANE, KERNEL, FLUSH, FIREWALL, SERVICE, FABRIC, SYMPTOM = range(8)
 
 
 class Suspicion(NamedTuple):
@@ -34,14 +34,19 @@ class Fault(NamedTuple):
     title: str
     layer: int
     find: Optional[Find] = None  # None: found from what the others leave
+    gate: bool = False  # while it is in, nothing else is mended
 
 
 FAULTS: Dict[str, Fault] = {}
 
 
-def fault(name: str, number: int, title: str, layer: int) -> Callable[[Find], Find]:
+def is_gate(name: str) -> bool:
+    return name in FAULTS and FAULTS[name].gate
+
+
+def fault(name: str, number: int, title: str, layer: int, gate: bool = False) -> Callable[[Find], Find]:
     def register(find: Find) -> Find:
-        FAULTS[name] = Fault(name, number, title, layer, find)
+        FAULTS[name] = Fault(name, number, title, layer, find, gate)
         return find
 
     return register

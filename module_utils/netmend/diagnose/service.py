@@ -1,16 +1,19 @@
-"""kube-proxy's rules: what makes a Service's address lead anywhere."""
+"""What makes a Service's address or a pod's hostPort lead anywhere: kube-proxy's rules, and the portmap plugin's."""
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterator, List, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Set, Tuple
 
 from ..kube_proxy import JUMPS, Jump, missing_jumps
-from ..model import Probe, Remedy
+from ..model import Pod, Probe, Remedy
 from .case import BLOCKED, Case, ids
 from .path import Paths
 from .registry import FLUSH, SERVICE, Suspicion, fault
 
 NAMED_JUMPS = 3  # in a sentence
+IPVS_DEVICE = "kube-ipvs0"  # Kubernetes: pkg/proxy/ipvs, defaultDummyDevice
+HOSTPORTS = "CNI-HOSTPORT-DNAT"  # containernetworking/plugins: plugins/meta/portmap
+HOSTPORTS_NFT = "cni_hostport"  # its table where it is told to use nftables
 
 
 @fault("firewall-flush", 26, "A firewall reload flushes the rules of Kubernetes", FLUSH)
@@ -71,6 +74,102 @@ def kube_services_jump_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
             explains=explained,
             ruled_out=["The overlay and the pods: a Service's address leads nowhere before either is reached."],
         )
+
+
+@fault("stale-ipvs-device", 30, "A device left by kube-proxy's IPVS mode holds Services' addresses", SERVICE)
+def stale_ipvs_device(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """To this node those addresses are its own: what no rule translates first is answered by the node itself.
+
+    In the mode IPVS the device is right, and the iptables rules of the single Services are not there. Other devices
+    that hold a Service's address (NodeLocal DNSCache's) are meant to answer.
+    """
+    services = {service["cluster_ip"]: service for service in case.cluster["services"]}
+    for node in case.nodes:
+        device = case.interface(node, IPVS_DEVICE)
+        held = [address.partition("/")[0] for address in device["addresses"]] if device else []
+        names = [f"{services[ip]['namespace']}/{services[ip]['name']} ({ip})" for ip in held if ip in services]
+        if not names or not _translates(case, node):
+            continue
+        asked = [probe for probe in case.run["probes"] if probe["source_node"] == node and probe["address"] in held]
+        explained = ids(each for each in asked if case.outcome(each) in BLOCKED and not case.met(each))
+        yield Suspicion(
+            where=node,
+            evidence=[
+                f"{node}: the device {IPVS_DEVICE} holds {len(names)} addresses of Services, such as {names[0]}: "
+                "they are the node's own. But kube-proxy's rules there are those of its iptables mode. "
+                f"{case.tally(asked)} probes from there to these addresses came out as expected."
+            ],
+            remedy=Remedy(
+                role="",
+                nodes=[node],
+                command=f"ip link delete {IPVS_DEVICE}",
+                text=f"Remove the device {IPVS_DEVICE}, which kube-proxy no longer looks after.",
+            ),
+            confidence=0.95 if explained else 0.8,
+            explains=explained,
+            ruled_out=["kube-proxy in its mode IPVS, which needs the device: it would have no rule for each Service."],
+        )
+
+
+@fault("hostport-lost", 28, "The rules that lead to pods' hostPorts are gone", SERVICE)
+def hostport_lost(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """The portmap plugin writes them when a pod is made, and never looks again: a flush takes them for good."""
+    for node in case.nodes:
+        lost = _lost_host_ports(case, node)
+        if not lost:
+            continue
+        ports = ", ".join(f"{port} ({pod['namespace']}/{pod['name']})" for pod, port in lost)
+        pods = {(pod["namespace"], pod["name"]) for pod, _ in lost}
+        rules = case.ruleset(node).get("nat", {}).get(HOSTPORTS, {"rules": []})["rules"]
+        yield Suspicion(
+            where=node,
+            evidence=[f"{node}: nat {HOSTPORTS} has {len(rules)} rules, and none leads to these hostPorts: {ports}."],
+            remedy=Remedy(
+                role="",
+                nodes=[node],
+                command="; ".join(f"kubectl delete pod --namespace {space} {name}" for space, name in sorted(pods)),
+                text="Recreate these pods: their hostPorts' rules are written when a pod is made, and only then.",
+            ),
+            confidence=0.95,
+            ruled_out=[
+                "The pods: they are Ready.",
+                "NodePorts and ClusterIPs: kube-proxy keeps their rules in chains of its own, which it writes again.",
+            ],
+        )
+
+
+class _HostPort(NamedTuple):
+    pod: Pod
+    port: str  # "80/TCP"
+
+
+def _lost_host_ports(case: Case, node: str) -> List[_HostPort]:
+    """HostPorts of the node's Ready pods that no rule leads to, where the portmap plugin keeps them in iptables."""
+    nat = case.ruleset(node).get("nat", {})
+    cni, tables = case.nodes[node]["cni"]["networks"], case.nodes[node]["nft_tables"]
+    plugins: List[Dict[str, Any]] = next((network.get("plugins", []) for _, network in sorted(cni.items())), [])
+    by_portmap = HOSTPORTS in nat or any(plugin.get("type") == "portmap" for plugin in plugins)
+    if not by_portmap or any(table["name"] == HOSTPORTS_NFT for table in tables):
+        return []
+    jumps = any(rule["target"] == HOSTPORTS for rule in nat.get("PREROUTING", {"rules": []})["rules"])
+    led = {
+        f"{port}/{rule['matches'].get('protocol', '').upper()}"
+        for rule in (nat[HOSTPORTS]["rules"] if jumps and HOSTPORTS in nat else [])
+        for port in rule["matches"].get("dport", "").split(",")
+    }
+    declared = [
+        _HostPort(pod, f"{port['hostPort']}/{port['protocol']}")
+        for pod in case.pods_on(node)
+        for port in pod["ports"]
+        if pod["ready"] and port.get("hostPort")
+    ]
+    return [each for each in declared if each.port not in led]
+
+
+def _translates(case: Case, node: str) -> bool:
+    """Whether kube-proxy's own rules lead from Services' addresses to endpoints: its iptables mode."""
+    rules = case.ruleset(node).get("nat", {}).get("KUBE-SERVICES", {"rules": []})["rules"]
+    return any((rule["target"] or "").startswith("KUBE-SVC-") for rule in rules)
 
 
 def _keeps_jumps(case: Case, node: str) -> bool:

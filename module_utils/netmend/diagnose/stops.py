@@ -26,8 +26,8 @@ class Stop(NamedTuple):
     explains: FrozenSet[str]
 
 
-def stops(case: Case, paths: Paths, wanted: Callable[[Block], bool]) -> List[Stop]:
-    """A stop for every place whose blocks are wanted; those that a policy's chain decides are left out."""
+def stops(case: Case, paths: Paths, wanted: Callable[[Block], bool], policies: bool = False) -> List[Stop]:
+    """A stop for every place whose blocks are wanted: without those that a policy's chain decides, or only those."""
     blocks: Dict[Tuple[str, str, str, str, int], Block] = {}
     peers: Dict[Tuple[str, str, str, str, int], Set[str]] = {}
     explains: Dict[Tuple[str, str, str, str, int], Set[str]] = {}
@@ -38,7 +38,7 @@ def stops(case: Case, paths: Paths, wanted: Callable[[Block], bool]) -> List[Sto
             if case.outcome(probe) not in (BLOCKED if rejected else DROPPED):
                 continue
             for block in found:
-                if wanted(block) and not by_policy(block.verdict):
+                if wanted(block) and by_policy(block.verdict) == policies:
                     verdict = block.verdict
                     key = (passage.node, verdict.backend, *verdict.rule[:3])
                     blocks.setdefault(key, block)

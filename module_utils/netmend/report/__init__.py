@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, TypedDict
 
+from ..diagnose.registry import is_gate
 from ..model import ClusterFacts, Finding, Matrix, OverlayVerdict, Remedy
 
 SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
@@ -88,11 +89,12 @@ def judge(
 ) -> Judgement:
     """A measurement's matrix and findings -> what they ask for.
 
-    Rules that are not netmend's are taken away only where a role says that nobody can mean them, or with the
-    operator's consent, which ``remove_foreign_rules`` is.
+    While a finding is a gate, it alone is mended. Rules that are not netmend's are taken away only where a role says
+    that nobody can mean them, or with the operator's consent, which ``remove_foreign_rules`` is.
     """
     remedies: Dict[str, Dict[str, Dict[str, Any]]] = {}
-    for finding in findings:
+    gates = [finding for finding in findings if is_gate(finding["fault"])]
+    for finding in gates or findings:
         remedy = finding["remedy"]
         consented = remove_foreign_rules and "iptables_forward_remove_rules" in remedy.get("vars", {})
         role = remedy.get("role") or ("iptables_forward" if consented else "")

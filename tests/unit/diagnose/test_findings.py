@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 from ansible.module_utils.netmend.diagnose import diagnose
 
@@ -78,6 +79,25 @@ def test_what_the_operators_had(captured):
     findings = {finding["fault"]: finding for finding in diagnose(bench.run)}
     assert set(findings) == {"vxlan-dropped-by-host", "reject-before-accept", "kubelet-dropped-by-host"}
     assert all(finding["where"] == ["agent0", "agent1"] for finding in findings.values())
+
+
+def test_the_command_takes_the_policy_controllers_chains_and_nothing_else(captured, fixtures, tmp_path):
+    bench = captured("flannel")
+    bench.node("server0")["k3s"]["config"]["disable-network-policy"] = True
+    command = next(each["remedy"]["command"] for each in diagnose(bench.run) if each["fault"] == "stale-network-policy")
+    saved = fixtures / "k3s-1.36.3/flannel/agent1/iptables-save.txt"
+    script = f"set -e; iptables-nft-restore -c < {saved}; {command.replace('/root', str(tmp_path))}; iptables-nft-save"
+    done = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True, text=True, check=True)
+
+    def rules(text):
+        """Chains and rules without counters and policies of built-in chains."""
+        lines = (re.sub(r"^\[.*?\] ", "", line) for line in text.splitlines())
+        return [line.split(" ")[0] if line.startswith(":") else line for line in lines if line[:1] in (":", "-", "*")]
+
+    before, after = rules(saved.read_text()), rules(done.stdout)
+    of_the_controller = re.compile("KUBE-(ROUTER|POD-FW|NWPLCY)-|KUBE-ROUTER rule")
+    assert sum(bool(of_the_controller.search(line)) for line in before) > 30
+    assert sorted(after) == sorted(line for line in before if not of_the_controller.search(line))
 
 
 def test_a_hundred_nodes_make_one_finding_with_few_sentences(captured):

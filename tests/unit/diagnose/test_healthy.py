@@ -50,6 +50,90 @@ def bridge_switch_without_a_bridge(bench):
     bench.node("agent0")["sysctls"]["net.bridge.bridge-nf-call-iptables"] = "0"
 
 
+def ipvs_with_its_device(bench):
+    ipvs(bench)
+    for node, facts in bench.run["nodes"].items():
+        rules = bench.chain(node, "KUBE-SERVICES", "nat")["rules"]
+        rules[:] = [rule for rule in rules if not (rule["target"] or "").startswith("KUBE-SVC-")]
+        facts["interfaces"].append(dummy(facts, "kube-ipvs0"))
+
+
+def node_local_dns(bench):
+    for facts in bench.run["nodes"].values():
+        facts["interfaces"].append(dummy(facts, "nodelocaldns"))
+
+
+def dummy(facts, name):
+    addresses = [f"{service}/32" for service in ("10.43.0.1", "10.43.0.10")]
+    return {**facts["interfaces"][0], "name": name, "kind": "dummy", "addresses": addresses}
+
+
+def strict_filter_with_symmetric_routes(bench):
+    for node, facts in bench.run["nodes"].items():
+        facts["sysctls"]["net.ipv4.conf.all.rp_filter"] = "1"
+        bench.lose(node, "TcpExt.IPReversePathFilter", 2)  # what comes in by the public NIC from anywhere
+
+
+def asymmetric_route_with_a_loose_filter(bench):
+    facts = bench.node("agent0")
+    route = next(route for route in facts["routes"] if route["destination"] == "default")
+    facts["routes"].append({**route, "destination": "10.0.0.111/32", "device": "eth0"})
+    facts["sysctls"]["net.ipv4.conf.vec0.rp_filter"] = "2"
+    bench.lose("agent0", "TcpExt.IPReversePathFilter", 2)
+
+
+def busy_connection_table(bench):
+    bench.node("agent0")["conntrack"] = {"count": 100000, "max": 131072, "drop": 12}
+    bench.lose("agent0", "conntrack.insert_failed", 3)
+
+
+def host_port_with_its_rule(bench):
+    pod = next(pod for pod in bench.pods if pod["node"] == "agent0" and not pod["host_network"])
+    pod["ports"] = [{"port": port, "protocol": "TCP", "hostPort": port} for port in (80, 443)]
+    jump = "-m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT"
+    bench.insert("agent0", "PREROUTING", jump, table="nat")
+    rule = "-p tcp -m multiport --dports 80,443 -j CNI-DN-6bae1a05fb1a34a8b3e67"
+    bench.insert("agent0", "CNI-HOSTPORT-DNAT", rule, table="nat")
+
+
+def host_port_in_nftables(bench):
+    pod = next(pod for pod in bench.pods if pod["node"] == "agent0" and not pod["host_network"])
+    pod["ports"] = [{"port": 80, "protocol": "TCP", "hostPort": 80}]
+    bench.node("agent0")["cni"]["networks"] = {"10-x.conflist": {"plugins": [{"type": "portmap"}]}}
+    bench.node("agent0")["nft_tables"] = [{"family": "inet", "name": "cni_hostport", "chains": {}}]
+
+
+def policy_chains_for_pods_that_are_gone(bench):
+    bench.node("server0")["k3s"]["config"].update({"flannel-backend": "none", "disable-network-policy": True})
+
+
+def policy_chains_in_force(bench):
+    bench.node("server0")["k3s"]["config"]["disable-network-policy"] = False
+
+
+def servers_that_say_the_same_in_other_words(bench):
+    bench.node("agent1")["k3s"]["role"] = "server"
+    config = {"flannel-backend": "vxlan", "cluster-dns": ["10.43.0.10"], "disable": ["traefik"]}
+    bench.node("agent1")["k3s"]["config"] = {**config, "secrets-encryption": "false", "node-ip": ["10.0.0.111"]}
+
+
+def a_server_whose_configuration_cannot_be_read(bench):
+    bench.node("server0")["k3s"]["config"]["flannel-backend"] = "host-gw"
+    bench.node("agent1")["k3s"]["role"] = "server"
+    bench.node("agent1")["errors"].append({"what": "k3s config", "message": "line 3: a tab"})
+
+
+def clocks_as_slow_gathering_shows_them(bench):
+    bench.node("agent0")["time"] += 25
+    bench.node("agent1")["time"] += 50
+
+
+def a_certificate_that_k3s_will_renew(bench):
+    facts = bench.node("agent0")
+    dates = {"not_before": facts["time"] - 300 * 86400, "not_after": facts["time"] + 30 * 86400}
+    facts["certificates"].append({"file": "agent/client-kubelet.crt", "subject": "agent0", **dates})
+
+
 def single_node(bench):
     run = bench.run
     run["expected_nodes"] = ["server0"]
@@ -72,6 +156,19 @@ def single_node(bench):
         ("flannel", rules_of_the_operator),
         ("swapped-clean", bridge_switch_without_a_bridge),
         ("flannel", single_node),
+        ("flannel", ipvs_with_its_device),
+        ("flannel", node_local_dns),
+        ("flannel", strict_filter_with_symmetric_routes),
+        ("flannel", asymmetric_route_with_a_loose_filter),
+        ("flannel", busy_connection_table),
+        ("flannel", host_port_with_its_rule),
+        ("flannel", host_port_in_nftables),
+        ("swapped-clean", policy_chains_for_pods_that_are_gone),
+        ("flannel", policy_chains_in_force),
+        ("flannel", servers_that_say_the_same_in_other_words),
+        ("flannel", a_server_whose_configuration_cannot_be_read),
+        ("flannel", clocks_as_slow_gathering_shows_them),
+        ("flannel", a_certificate_that_k3s_will_renew),
     ],
 )
 def test_odd_but_healthy(captured, state, oddity):
@@ -104,6 +201,31 @@ def test_a_policys_refusal_is_no_fault_of_the_firewall_but_is_said(flannel):
     (finding,) = diagnose(flannel.run)
     assert finding["fault"] == "unexplained"
     assert any(chain in sentence for sentence in finding["evidence"])
+
+
+def test_a_full_table_that_lost_nothing_yet_is_said_before_it_bites(flannel):
+    flannel.node("agent0")["conntrack"] = {"count": 4000, "max": 4096}
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["explains"]) == ("conntrack-full", [])
+    assert finding["confidence"] < 0.8
+
+
+def test_what_the_reverse_path_filter_took_is_said_where_no_route_accounts_for_it(flannel):
+    flannel.lose("agent0", "TcpExt.IPReversePathFilter", 9)
+    flannel.fail(lambda probe: probe["id"] == "host-pod server0>agent0 tcp/8080")
+    (finding,) = diagnose(flannel.run)
+    assert finding["fault"] == "unexplained"
+    counted = "agent0: the kernel's counter TcpExt.IPReversePathFilter rose by 9 while it was probing."
+    assert counted in finding["evidence"]
+
+
+def test_of_two_clocks_that_differ_neither_is_believed(flannel):
+    del flannel.run["nodes"]["agent1"]
+    flannel.run["expected_nodes"].remove("agent1")
+    flannel.node("agent0")["time"] += 600
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["where"]) == ("clock-skew", ["agent0", "server0"])
+    assert finding["confidence"] < 0.8
 
 
 def test_a_lost_packet_is_not_the_fabrics_fault_where_the_senders_fdb_is_wrong(flannel):

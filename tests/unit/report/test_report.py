@@ -110,6 +110,12 @@ def test_findings_ask_for_roles_on_nodes() -> None:
     assert SICK["remedies"] == {"a": {"ufw": {}}}
 
 
+def test_beside_a_gate_nothing_else_is_mended() -> None:
+    gate = finding("etcd-dropped-by-host", role="ufw", nodes=["a"])
+    judged = judge(matrix("timeout"), [gate, finding("x", role="iptables_forward", nodes=["a", "b"])])
+    assert judged["remedies"] == {"a": {"ufw": {}}}
+
+
 def test_what_several_findings_ask_of_one_role_is_taken_together() -> None:
     one = finding("x", role="r", nodes=["a"], vars={"rules": [1], "switch": False, "set": {"k": 1}})
     two = finding("y", role="r", nodes=["a"], vars={"rules": [1, 2], "switch": True, "set": {"l": 2}})
