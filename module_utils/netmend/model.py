@@ -285,6 +285,7 @@ class ProbeResult(TypedDict):
     node: str
     observations: List[Observation]
     moved: List[Moved]
+    counters: Dict[str, int]  # those of probe.COUNTERS that rose, and by how much: {"Udp.InCsumErrors": 3}
 
 
 class Cell(TypedDict):

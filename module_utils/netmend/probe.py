@@ -22,7 +22,7 @@ from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tu
 
 from . import echo, node
 from .model import OUTCOMES, Moved, Observation, Probe, ProbeResult, Ruleset
-from .parse import dns
+from .parse import dns, proc
 from .parse.iptables import parse_save
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
@@ -33,9 +33,10 @@ _LONGEST_STATUS_LINE = 8192
 
 def measure(source_node: str, probes: Sequence[Probe]) -> ProbeResult:
     """Runs the probes of this node, with its rules counted before and after."""
-    before = rulesets()
+    before, counted = rulesets(), counters()
     observations = run_probes(probes)
-    return ProbeResult(node=source_node, observations=observations, moved=moved(before, rulesets()))
+    risen = {name: value - counted[name] for name, value in counters().items() if value > counted[name]}
+    return ProbeResult(node=source_node, observations=observations, moved=moved(before, rulesets()), counters=risen)
 
 
 def run_probes(probes: Sequence[Probe], concurrency: int = CONCURRENCY) -> List[Observation]:
@@ -281,7 +282,17 @@ def _resolved(answer: dns.Answer, timer: Timer) -> Observation:
 
 # --- counters ---------------------------------------------------------------------------------------------------------
 
+# Of /proc/net/snmp: what a kernel counts as it drops packets that no firewall stopped.
+COUNTERS = ("Udp.InCsumErrors",)
+_SNMP = Path("/proc/net/snmp")
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
+
+
+def counters() -> Dict[str, int]:
+    """COUNTERS with their values; without those that this kernel does not count."""
+    counted = proc.snmp(_SNMP.read_text())
+    split = ((name, *name.split(".")) for name in COUNTERS)
+    return {name: counted[protocol][key] for name, protocol, key in split if key in counted.get(protocol, {})}
 
 
 def rulesets() -> Dict[str, Ruleset]:

@@ -34,8 +34,8 @@ class Case:
         self.nodes: Dict[str, NodeFacts] = run["nodes"]
         self.cluster = run["cluster"]
         self.members: Dict[str, Node] = {node["name"]: node for node in self.cluster["nodes"]}
-        self.outcomes: Dict[str, str] = {
-            observation["id"]: observation["outcome"]
+        self.observations: Dict[str, Observation] = {
+            observation["id"]: observation
             for result in run["results"].values()
             for observation in result["observations"]
         }
@@ -61,7 +61,12 @@ class Case:
     # --- probes ---
 
     def outcome(self, probe: Probe) -> str:
-        return self.outcomes.get(probe["id"], MISSING)
+        observation = self.observations.get(probe["id"])
+        return observation["outcome"] if observation else MISSING
+
+    def passed(self, probe: Probe) -> int:
+        """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
+        return self.observations.get(probe["id"], Observation()).get("mtu", 0)
 
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""
@@ -91,6 +96,11 @@ class Case:
             for moved in (result["moved"] if result else [])
             if (moved["backend"], moved["table"], moved["chain"], moved["index"]) == (backend, table, chain, number)
         )
+
+    def risen(self, node: str, counter: str) -> int:
+        """By how much a counter of the node's kernel ("Udp.InCsumErrors") rose while it was probing."""
+        result = self.run["results"].get(node)
+        return result.get("counters", {}).get(counter, 0) if result else 0
 
     # --- the cluster ---
 

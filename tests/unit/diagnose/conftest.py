@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from ansible.module_utils.netmend.plan import plan_matrix
 
 STATES = ("flannel", "flannel-ufw-blocks", "both-overlays", "swapped-leftovers", "swapped-clean")
 NODES = ("server0", "agent0", "agent1")
+DNS_NODE = "server0"
 
 
 class Bench:
@@ -37,6 +39,36 @@ class Bench:
                 "calico": {},
             },
         }
+        self.ends = {"default/web": set(NODES)}  # Service -> the nodes that its endpoints are on
+        self.plan()
+
+    def with_dns(self):
+        """Lets CoreDNS run, which the captured clusters went without, and plans anew."""
+        address = str(ipaddress.ip_network(self.member(DNS_NODE)["pod_cidr"])[200])
+        self.pods.append(
+            {
+                "namespace": "kube-system", "name": "coredns-1", "uid": "uid-coredns", "node": DNS_NODE, "ip": address,
+                "host_network": False, "ready": True, "phase": "Running", "reason": "", "owner": "Deployment/coredns",
+                "labels": {"k8s-app": "kube-dns"}, "ports": [{"port": 53, "protocol": "TCP", "hostPort": 0}],
+            }
+        )  # fmt: skip
+        self.run["cluster"]["dns_ip"] = "10.43.0.10"
+        self.run["cluster"]["services"].append(
+            {
+                "namespace": "kube-system", "name": "kube-dns", "type": "ClusterIP", "cluster_ip": "10.43.0.10",
+                "selector": {"k8s-app": "kube-dns"}, "external_traffic_policy": "",
+                "ports": [
+                    {"name": name, "port": 53, "targetPort": 53, "nodePort": 0, "protocol": protocol}
+                    for name, protocol in (("dns", "UDP"), ("dns-tcp", "TCP"))
+                ],
+                "endpoints": [
+                    {"ip": address, "node": DNS_NODE, "port": 53, "protocol": protocol, "ready": True,
+                     "pod": "kube-system/coredns-1"}
+                    for protocol in ("UDP", "TCP")
+                ],
+            }
+        )  # fmt: skip
+        self.ends["kube-system/kube-dns"] = {DNS_NODE}
         self.plan()
 
     def plan(self):
@@ -47,15 +79,18 @@ class Bench:
             observation = {"id": probe["id"], "outcome": "ok", "detail": ""}
             self.run["results"][probe["source_node"]]["observations"].append(observation)
 
-    def fail(self, when, outcome="timeout"):
-        """Lets those probes fail for which ``when(probe)`` is true, and returns their ids."""
+    def fail(self, when, outcome="timeout", **more):
+        """Lets those probes fail for which ``when(probe)`` is true, and returns their ids. ``more`` is also seen."""
         failed = [probe["id"] for probe in self.run["probes"] if when(probe)]
         assert failed, "a fault that no probe sees"
         for result in self.run["results"].values():
             for observation in result["observations"]:
                 if observation["id"] in failed:
-                    observation["outcome"] = outcome
+                    observation.update(outcome=outcome, **more)
         return failed
+
+    def member(self, name):
+        return next(member for member in self.members if member["name"] == name)
 
     def node(self, name):
         return self.run["nodes"][name]
@@ -89,11 +124,11 @@ class Bench:
     # --- what probes do ---
 
     def crossings(self, probe):
-        """The pairs of nodes between which the overlay carries the probe, on any of its ways to a web pod."""
-        if probe["row"] in ("pod-pod", "host-pod"):
+        """The pairs of nodes between which the overlay carries the probe, on any of its ways to a pod."""
+        if probe.get("target_pod"):
             ends, via = {probe["target_node"]}, probe["source_node"]
-        elif probe.get("target_service") == "default/web":
-            ends, via = set(NODES), probe.get("target_node") or probe["source_node"]
+        elif probe.get("target_service") in self.ends:
+            ends, via = self.ends[probe["target_service"]], probe.get("target_node") or probe["source_node"]
         else:
             return set()
         return {(via, end) for end in ends if end != via}
@@ -138,7 +173,7 @@ def _facts(directory, name, pods):
             "manage_builtins": False,
             "rules": ufw.user_rules(text("ufw-user.rules.txt")),
         },
-        "k3s": {"config": {}},
+        "k3s": {"config": {}, "sources": {}, "unit": "k3s.service" if name == "server0" else "k3s-agent.service"},
         "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in pods if pod["node"] == name],
     }
 
