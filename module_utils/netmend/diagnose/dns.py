@@ -47,13 +47,13 @@ def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
 
     It is named only beside a path that is well: nothing else that the node asked is left unexplained.
     """
-    asked = [probe for probe in case.run["probes"] if probe["protocol"] in DNS]
+    asked = [probe for probe in case.run["probes"] if _of_dns(case, probe)]
     left = [probe for probe in case.failed if probe["id"] not in explained]
-    beside = {probe["source_node"] for probe in left if probe["protocol"] not in DNS}
+    beside = {probe["source_node"] for probe in left if not _of_dns(case, probe)}
     for node in sorted({probe["source_node"] for probe in left} - beside):
         failed = [probe for probe in left if probe["source_node"] == node]
         own = [probe for probe in asked if probe["source_node"] == node]
-        of_others = [probe for probe in asked if probe["source_node"] != node]
+        of_others = [probe for probe in asked if probe["source_node"] != node and probe["protocol"] in DNS]
         if not any(map(case.met, of_others)):
             continue
         ends = sorted({flow.end.node for probe in failed for flow in paths.flows(probe)})
@@ -73,6 +73,10 @@ def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
                 "stops these.",
             ],
         )
+
+
+def _of_dns(case: Case, probe: Probe) -> bool:
+    return probe["protocol"] in DNS or probe.get("address") == case.cluster["dns_ip"]
 
 
 def _service(case: Case) -> Optional[Service]:
@@ -133,15 +137,13 @@ def _remedy(service: Optional[Service], pods: List[Pod]) -> Remedy:
 def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> Remedy:
     """What to look at, by which of the ways to CoreDNS fail: by its Service, by its own address, by UDP, by TCP."""
     nodes = list(dict.fromkeys([node, *ends]))
-    by_service, direct = ([probe for probe in own if bool(probe.get("target_service")) == it] for it in (True, False))
+    direct = [probe for probe in own if probe.get("target_pod")]
     if direct and all(probe not in failed for probe in direct):
         text = (
             f"Only the Service's address fails: look at kube-proxy's rules and at conntrack's entries for it on {node}"
         )
         return Remedy(role="", nodes=[node], command="conntrack -L -p udp --orig-port-dst 53", text=text)
-    only_udp = all(probe["protocol"] == "dns-udp" for probe in failed) and any(
-        probe["protocol"] == "dns-tcp" for probe in by_service
-    )
+    only_udp = all(probe["protocol"] == "dns-udp" for probe in failed)
     text = (
         f"Look on {', '.join(nodes)} for what stops port 53{' by UDP alone' if only_udp else ''}: a rule of nftables "
         "that is not in iptables' tables, or a program that handles packets itself. To tell at which end: tcpdump "
@@ -152,5 +154,6 @@ def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> R
 
 def _listed(case: Case, probes: List[Probe]) -> str:
     return ", ".join(
-        f"{probe['protocol'].partition('-')[2].upper()} to {probe['address']} {case.outcome(probe)}" for probe in probes
+        f"{probe['protocol'].partition('-')[2].upper() or 'TCP'} to {probe['address']} {case.outcome(probe)}"
+        for probe in probes
     )
