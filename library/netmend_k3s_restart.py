@@ -128,7 +128,7 @@ def _missing(module: AnsibleModule, unit: str, began: float, started: float, wit
     """What is not yet as it has to be after a restart at ``began`` (``started``, of the monotonic clock)."""
     shown = _shown(module, unit)
     if shown["ActiveState"] != "active" or int(shown["ActiveEnterTimestampMonotonic"]) < started * 1e6:
-        return f"it is {shown['ActiveState']}"
+        return f"it has not come up again ({shown['ActiveState']})"
     if with_flannel and not (SUBNET_ENV.exists() and SUBNET_ENV.stat().st_mtime > began):
         return f"Flannel has not written {SUBNET_ENV}"
     try:
