@@ -45,7 +45,8 @@ def coredns_down(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator[Suspicion]:
     """Failing probes of DNS that no fault of the path accounts for, where CoreDNS answers others.
 
-    It is named only beside a path that is well: nothing else that the node asked is left unexplained.
+    It is named only beside a path that is well: nothing else that the node asked is left unexplained. And only where a
+    whole way fails, UDP or the Service's address: a lost packet or two is no fault that is known here.
     """
     asked = [probe for probe in case.run["probes"] if _of_dns(case, probe)]
     left = [probe for probe in case.failed if probe["id"] not in explained]
@@ -54,7 +55,10 @@ def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
         failed = [probe for probe in left if probe["source_node"] == node]
         own = [probe for probe in asked if probe["source_node"] == node]
         of_others = [probe for probe in asked if probe["source_node"] != node and probe["protocol"] in DNS]
-        if not any(map(case.met, of_others)):
+        by_udp = [probe for probe in own if probe["protocol"] == "dns-udp"]
+        by_service = [probe for probe in own if probe.get("address") == case.cluster["dns_ip"]]
+        whole = [way for way in (by_udp, by_service) if way and not any(map(case.met, way))]
+        if not whole or not any(map(case.met, of_others)):
             continue
         ends = sorted({flow.end.node for probe in failed for flow in paths.flows(probe)})
         yield Suspicion(
@@ -139,9 +143,7 @@ def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> R
     nodes = list(dict.fromkeys([node, *ends]))
     direct = [probe for probe in own if probe.get("target_pod")]
     if direct and all(probe not in failed for probe in direct):
-        text = (
-            f"Only the Service's address fails: look at kube-proxy's rules and at conntrack's entries for it on {node}"
-        )
+        text = "Only the Service's address fails: look there at kube-proxy's rules and at conntrack's entries for it"
         return Remedy(role="", nodes=[node], command="conntrack -L -p udp --orig-port-dst 53", text=text)
     only_udp = all(probe["protocol"] == "dns-udp" for probe in failed)
     text = (

@@ -36,6 +36,11 @@ def test_dns_that_answers_nobody_is_not_called_unreachable_from_some(with_dns):
     assert names(with_dns) == ["unexplained"]
 
 
+def test_a_single_answer_that_is_lost_is_no_fault_of_the_way_to_coredns(with_dns):
+    with_dns.fail(lambda probe: probe["source_node"] == "agent1" and probe["protocol"] == "dns-tcp")
+    assert names(with_dns) == ["unexplained"]
+
+
 def test_dns_is_not_accused_where_the_node_fails_otherwise_too(with_dns):
     pod_of = {"pod-dns", "pod-pod"}
     with_dns.fail(lambda probe: probe["source_node"] == "agent1" and probe["row"] in pod_of, "error")
