@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import FrozenSet, Iterator, List, Set, Tuple
+from typing import FrozenSet, Iterator, List, Set
 
 from ..model import Probe, Remedy
 from .case import BLOCKED, DROPPED, Case, ids
@@ -12,7 +12,6 @@ from .path import Paths
 from .registry import FABRIC, KERNEL, Suspicion, fault
 
 ANNOTATION = "flannel.alpha.coreos.com/"
-CHECKSUM_ERRORS = "Udp.InCsumErrors"
 # RFC 1918 and RFC 6598.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
 
@@ -75,20 +74,19 @@ def stale_vxlan_peer(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 @fault("vxlan-bad-checksum", 3, "VXLAN arrives with bad UDP checksums", FABRIC)
 def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    """The receiving kernel drops such packets and counts them (UdpInCsumErrors in /proc/net/snmp, RFC 4113).
+    """The receiving kernel drops such packets and counts them (UdpInCsumErrors, Linux net/ipv4/udp.c).
 
-    Known from checksum offload on flannel.1 (kubernetes/kubernetes#88986, flannel-io/flannel#1279). The receiver cannot
+    Known from checksum offload on flannel.1 (flannel-io/flannel#1279, kubernetes/kubernetes#88986). The receiver cannot
     tell a sender's offload from a network that damages packets.
     """
     for node in case.nodes:
-        risen = bad_checksums(case, node)
-        pairs = {pair for pair in _vxlan_pairs(case, paths) if node in pair} if risen else set()
-        failed = {pair: _blocked_between(case, paths, set(pair), DROPPED) for pair in pairs}
+        risen = _bad_checksums(case, node)
+        failed = {peer: arrive_damaged(case, paths, node, peer) for peer in case.peers(node)} if risen else {}
         explained: FrozenSet[str] = frozenset().union(*failed.values())
-        senders = sorted({end for pair, probes in failed.items() if probes for end in pair} - {node})
+        senders = [peer for peer, probes in failed.items() if probes]
         if not explained:
             continue
-        device = next((found.device for end in senders if (found := paths.overlay(end, node))), "flannel.1")
+        device = next((found.device for peer in senders if (found := paths.overlay(peer, node))), "flannel.1")
         yield Suspicion(
             where=node,
             evidence=[
@@ -114,16 +112,27 @@ def misplaced(case: Case, node: str) -> bool:
     """Whether Flannel announces another address than the node's internal one, and nobody said that it shall."""
     annotations = case.members[node]["annotations"]
     announced = annotations.get(f"{ANNOTATION}public-ip")
+    if not announced or announced == case.internal_ip(node):
+        return False
     meant = f"{ANNOTATION}public-ip-overwrite" in annotations or any(
         str(facts["k3s"]["config"].get("flannel-external-ip", "")).lower() == "true" for facts in case.nodes.values()
     )
-    vxlan = annotations.get(f"{ANNOTATION}backend-type", "vxlan") == "vxlan"
-    return bool(announced and vxlan and not meant and announced != case.internal_ip(node))
+    return not meant and annotations.get(f"{ANNOTATION}backend-type") == "vxlan"
 
 
-def bad_checksums(case: Case, node: str) -> int:
+def arrive_damaged(case: Case, paths: Paths, node: str, peer: str) -> FrozenSet[str]:
+    """Probes that VXLAN carries between the two and that time out, where there are bad checksums enough for each."""
+    overlay = paths.overlay(node, peer)
+    risen = _bad_checksums(case, node) + _bad_checksums(case, peer)
+    if not risen or not overlay or overlay.kind != "vxlan":
+        return frozenset()
+    lost = _blocked_between(case, paths, {node, peer}, DROPPED)
+    return lost if risen >= len(lost) else frozenset()
+
+
+def _bad_checksums(case: Case, node: str) -> int:
     """How many UDP packets the node's kernel threw away for their checksum while it was probing."""
-    return case.risen(node, CHECKSUM_ERRORS)
+    return case.risen(node, "Udp.InCsumErrors")
 
 
 def wrong_entries(case: Case, node: str, peer: str, device: str) -> List[str]:
@@ -190,12 +199,6 @@ def _private(address: str) -> bool:
         return any(ipaddress.IPv4Address(address) in network for network in PRIVATE)
     except ValueError:
         return False
-
-
-def _vxlan_pairs(case: Case, paths: Paths) -> Set[Tuple[str, ...]]:
-    """Pairs of nodes, both ways, between which VXLAN carries what pods send."""
-    pairs = {(node, peer) for node in case.nodes for peer in case.peers(node)}
-    return {pair for pair in pairs if (overlay := paths.overlay(*pair)) and overlay.kind == "vxlan"}
 
 
 def _blocked_across(case: Case, paths: Paths, ends: Set[str]) -> FrozenSet[str]:

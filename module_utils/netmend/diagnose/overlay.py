@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, Tuple
 
 from ..model import Probe, Remedy
 from .case import DROPPED, Case, ids
-from .flannel import bad_checksums, misplaced, wrong_entries
+from .flannel import arrive_damaged, misplaced, wrong_entries
 from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
 from .stops import by_kubernetes_backend, describe, opening, stops
@@ -135,4 +135,8 @@ def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
         return False
     if overlay.kind != "vxlan":
         return True
-    return not (wrong_entries(case, node, peer, overlay.device) or misplaced(case, node) or bad_checksums(case, node))
+    return not (
+        wrong_entries(case, node, peer, overlay.device)
+        or misplaced(case, node)
+        or arrive_damaged(case, paths, node, peer)
+    )

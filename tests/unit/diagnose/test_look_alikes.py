@@ -128,6 +128,8 @@ def test_a_wrong_neighbour_is_as_stale_as_a_wrong_fdb_entry(flannel):
 def test_a_stray_bad_checksum_is_no_fault(flannel):
     flannel.run["results"]["agent1"]["counters"] = {"Udp.InCsumErrors": 1}
     assert names(flannel) == []
+    flannel.fail(flannel.crosses("agent1"))
+    assert names(flannel) == ["vxlan-dropped-by-fabric"]
 
 
 def test_without_bad_checksums_the_same_loss_is_the_fabrics(flannel):
