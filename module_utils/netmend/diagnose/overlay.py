@@ -66,12 +66,11 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
     """
     for (here, there), probes in _crossings(case, paths).items():
         overlay = paths.overlay(here, there)
-        pings = case.pings(here, there)
         if (
             not overlay
             or overlay.kind != kind
             or any(case.outcome(probe) not in DROPPED for probe in probes)
-            or not pings
+            or not (pings := case.pings(here, there))
             or not all(case.met(ping) for ping in pings)
             or not all(_end_is_right(case, paths, *ends) for ends in ((here, there), (there, here)))
             or any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
