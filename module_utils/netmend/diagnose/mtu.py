@@ -7,6 +7,7 @@ from typing import FrozenSet, Iterable, Iterator, Optional, Set
 from ..model import Interface, Probe, Remedy
 from ..walk import Packet
 from .case import DROPPED, Case, ids
+from .flannel import misplaced
 from .path import Overlay, Passage, Paths
 from .registry import FABRIC, KERNEL, Suspicion, fault
 from .stops import describe, removal
@@ -48,8 +49,10 @@ def path_mtu_black_hole(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """A tunnel has to leave room for its own headers: its MTU, and its pods', is at most the NIC's less those.
 
-    A fact that bites where fragments or ICMP are dropped: the kernel sends VXLAN without DF, in fragments.
-    A pod whose MTU is larger than its tunnel's is told so by its own node, so that alone counts only where it fails.
+    The kernel refuses Flannel's device an MTU without that room (drivers/net/vxlan, vxlan_change_mtu), but does not
+    lower it where the NIC's is lowered later: VXLAN then leaves in fragments, as it is sent without DF, a fact that
+    bites where those are dropped. A pod whose MTU is larger than its tunnel's is told so by its own node, by ICMP, so
+    that alone counts only where it fails.
     """
     for node in case.nodes:
         for overlay in sorted({found for peer in case.peers(node) if (found := paths.overlay(node, peer))}):
@@ -63,7 +66,9 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 if probe["row"] == "pod-pod" and probe["protocol"] == "mtu" and probe["source_node"] == node
             ]
             failed = _oversize(case, sweeps)
-            if tunnel["mtu"] <= right and not (pods > right and failed):
+            # Flannel on the wrong card has that card's MTU, and gets the right one with the right card.
+            tunnel_too = tunnel["mtu"] > right and not misplaced(case, node)
+            if not tunnel_too and not (pods > right and failed):
                 continue
             largest = max((case.passed(probe) for probe in sweeps), default=0)
             yield Suspicion(
@@ -74,7 +79,7 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
                     f"{case.tally(sweeps)} sweeps of packet sizes from pods there came out as expected; the largest "
                     f"packet that passed with DF had {largest} bytes."
                 ],
-                remedy=_right_mtu(node, overlay, right),
+                remedy=_right_mtu(node, overlay, right, tunnel_too),
                 confidence=0.95 if failed else 0.75,
                 explains=failed,
                 ruled_out=["A smaller hop on the way: these figures are the node's own."],
@@ -103,10 +108,16 @@ def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: 
     )
 
 
-def _right_mtu(node: str, overlay: Overlay, right: int) -> Remedy:
+def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Remedy:
     if overlay.kind == "ipip":
         text = f"Set Calico's MTU to {right} (FelixConfiguration, mtu; calico-config, veth_mtu), then recreate the pods"
         return Remedy(role="", nodes=[node], text=text)
+    if not tunnel_too:
+        text = (
+            f"Recreate the pods there, whose MTU is to be {right}: Flannel's plugin takes it from "
+            "/run/flannel/subnet.env, unless an mtu stands in its conflist, which is then to go"
+        )
+        return Remedy(role="", nodes=[node], command="grep FLANNEL_MTU /run/flannel/subnet.env", text=text)
     return Remedy(
         role="",
         nodes=[node],
