@@ -128,10 +128,9 @@ def _wait_for_nodes(lab: Lab) -> None:
 def put_in(lab: Lab, name: str) -> None:
     """Give the lab a fault of faults.yml, and make sure that it took hold."""
     fault = spec.faults()[name]
-    if "fabric" in fault:
-        fabric.Fabric(lab.name).add(fault["fabric"])
-    else:
-        _scripts(lab, fault, "put_in", "holds")
+    for words in fault.get("fabric", []):
+        fabric.Fabric(lab.name).add(words.split())
+    _scripts(lab, fault, "put_in", "holds")
 
 
 def take_out(lab: Lab, name: str) -> None:
@@ -139,17 +138,16 @@ def take_out(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     if "fabric" in fault:
         fabric.Fabric(lab.name).clear()
-    else:
-        _scripts(lab, fault, "take_out")
+    _scripts(lab, fault, "take_out")
 
 
 def _scripts(lab: Lab, fault: dict[str, Any], *names: str) -> None:
-    """Run these scripts of a fault on its machines, all at once."""
-    nodes = fault_nodes(lab, fault["nodes"])
+    """Run those of these scripts that a fault has on its machines, all at once."""
+    nodes = fault_nodes(lab, fault.get("nodes", "all"))
 
     def run(machine: Machine) -> None:
-        for name in names:
-            must(lab, machine, "sh -e", text=fault[name])
+        for script in (fault[name] for name in names if name in fault):
+            must(lab, machine, "sh -e", text=script)
 
     with ThreadPoolExecutor(len(nodes)) as pool:
         list(pool.map(run, nodes))

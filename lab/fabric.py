@@ -1,8 +1,8 @@
-"""Faults of the network between a lab's nodes: the namespace that routes their packets drops, loses or shrinks them.
+"""Faults of the network between a lab's nodes: the namespace that routes their packets drops, damages or shrinks them.
 
-What is in is read from the kernel, never from a note: drops are rules of one nft table, known by their comment; a lower
-MTU and a delay are routing rules to a table whose number tells which. Sources and targets of drops are told by the NICs
-that lead to them, so that packets with pods' addresses are meant, too.
+What is in is read from the kernel, never from a note: drops and damage are rules of one nft table, known by their
+comment; a lower MTU and a delay are routing rules to a table whose number tells which. Sources and targets of drops are
+told by the NICs that lead to them, so that packets with pods' addresses are meant, too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ RULE_PRIORITY = 100
 EXEMPT_PRIORITY = 99
 TABLES = {"mtu": 10000, "delay": 20000}  # the table for MTU 1400 is 11400, the one for 50 ms is 20050
 PRIVATE = "10.0.0.0/16"
+BAD_CHECKSUM = 0x1234  # right for one packet in 65,536
 HELP = (
-    "FAULT is drop WHAT, loss 10%%, delay 50ms or mtu 1400; WHAT is udp/8472, tcp/2379-2380, proto/4, icmp or "
-    "icmp/frag-needed; behind it may stand FROM TO, two nodes, for that direction alone"
+    "FAULT is drop WHAT, corrupt udp/8472 (its checksum), loss 10%%, delay 50ms or mtu 1400; WHAT is udp/8472, "
+    "tcp/2379-2380, proto/4, icmp or icmp/frag-needed; behind it may stand FROM TO, two nodes, for that direction alone"
 )
 
 
@@ -35,7 +36,7 @@ class FabricError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    kind: str  # drop, loss, mtu or delay
+    kind: str  # drop, corrupt, loss, mtu or delay
     value: str
     source: str | None = None  # the node that sends; None: any
     target: str | None = None
@@ -63,10 +64,11 @@ def parse(words: Sequence[str]) -> Fault:
 
 
 def rules(fault: Fault, lab: Lab) -> Iterator[str]:
-    """The nft commands that put in a drop or a loss."""
+    """The nft commands that put in a drop, a loss or bad checksums."""
     source = _nic(lab, fault.source)
     target = _nic(lab, fault.target)
-    verdict = f'{_match(fault)} counter drop comment "{fault}"'
+    action = f"udp checksum set {BAD_CHECKSUM}" if fault.kind == "corrupt" else "drop"
+    verdict = f'{_match(fault)} counter {action} comment "{fault}"'
     yield f"add rule inet {TABLE} forward iifname {source} oifname {target} {verdict}"
     if fault.value.startswith("icmp"):
         # What the gateway itself says about a packet comes from nowhere.
@@ -77,6 +79,8 @@ def _match(fault: Fault) -> str:
     name, _, detail = fault.value.partition("/")
     if fault.kind == "loss" and (percent := re.fullmatch(r"(\d+(?:\.\d+)?)%", fault.value)):
         return f"numgen random mod 10000 < {round(float(percent[1]) * 100)}"
+    if fault.kind == "corrupt" and name == "udp" and re.fullmatch(r"\d+", detail):
+        return f"udp dport {detail}"
     if fault.kind == "drop":
         if name in ("tcp", "udp") and re.fullmatch(r"\d+(-\d+)?", detail):
             return f"{name} dport {detail}"

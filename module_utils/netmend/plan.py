@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, cast
 
 from .model import (
     Check,
@@ -28,6 +28,7 @@ BLOCKED = ("timeout", "refused", "unreachable", "prohibited")  # what an expecta
 
 _APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
 _NODE_PORTS = 2  # as many as an ingress has
+_DNS_PODS = 2  # asked by their own addresses; K3s has one
 _ATTEMPTS_PER_NODE = 6  # kube-proxy picks an endpoint at random: so that a node's own is missed once in e^6 times
 _ATTEMPTS = 32
 # A node's address in the overlay; Calico's first, because Flannel's devices stay behind after a swap.
@@ -170,6 +171,9 @@ class _View:
         self.listeners = {node["name"]: self._listeners(node["name"], cluster["pods"]) for node in cluster["nodes"]}
         self.inside = {name: self._inside(name, cluster["pods"]) for name in self.sources}
 
+    def restricted(self, pod: Pod) -> bool:
+        return pod["namespace"] in self._restricted
+
     def listener(self, node: str, other_than: Optional[Pod] = None) -> Optional[_Listener]:
         """The pod that stands for a node, the same in every run."""
         return next((listener for listener in self.listeners[node] if listener.pod is not other_than), None)
@@ -309,7 +313,11 @@ def _pod_pod(view: _View) -> Iterator[Probe]:
             inside = view.inside[start["source_node"]]
             listener = view.listener(node["name"], other_than=inside.pod if inside else None)
             if listener:
-                yield _to_pod(start, node, listener)
+                probe = _to_pod(start, node, listener)
+                yield probe
+                # A policy that lets an application's port in need not let ICMP in.
+                if node["name"] != start["source_node"] and not view.restricted(listener.pod):
+                    yield _sweep(probe)
 
 
 def _pod_clusterip(view: _View) -> Iterator[Probe]:
@@ -337,6 +345,24 @@ def _pod_dns(view: _View) -> Iterator[Probe]:
                 name=f"kubernetes.default.svc.{view.domain}",
                 attempts=_attempts(service),
             )
+        # By their own addresses, too: that tells the Service from what is behind it.
+        for endpoint in _dns_pods(service):
+            yield Probe(
+                **start,
+                target_node=endpoint["node"],
+                target_pod=endpoint["pod"],
+                address=endpoint["ip"],
+                port=endpoint["port"],
+                protocol="dns-udp",
+                name=f"kubernetes.default.svc.{view.domain}",
+            )
+
+
+def _dns_pods(service: Optional[Service]) -> List[Dict[str, Any]]:
+    """One ready endpoint by UDP of each node, of some nodes."""
+    ready = [end for end in service["endpoints"] if end["ready"] and end["protocol"] == "UDP"] if service else []
+    first = {end["node"]: end for end in sorted(ready, key=lambda end: str(end["ip"]), reverse=True) if end["node"]}
+    return [first[node] for node in sorted(first)][:_DNS_PODS]
 
 
 def _node_nodeport(view: _View) -> Iterator[Probe]:
@@ -383,6 +409,11 @@ def _to_pod(start: Probe, node: Node, listener: _Listener) -> Probe:
         port=listener.port,
         protocol="tcp",
     )
+
+
+def _sweep(probe: Probe) -> Probe:
+    """The same way, for the largest packet that passes."""
+    return cast(Probe, {**{key: value for key, value in probe.items() if key != "port"}, "protocol": "mtu"})
 
 
 def _to_services(start: Probe, view: _View) -> Iterator[Probe]:

@@ -285,8 +285,14 @@ def _resolved(answer: dns.Answer, timer: Timer) -> Observation:
 
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
 _PROC_NET = Path("/proc/net")
-# Packets that the kernel gave up without any rule: by the reverse path filter, or in tracking connections.
-_LOSSES = ("TcpExt.IPReversePathFilter", "conntrack.drop", "conntrack.early_drop", "conntrack.insert_failed")
+# Packets that the kernel gave up without any rule: damaged, by the reverse path filter, or in tracking connections.
+_LOSSES = (
+    "Udp.InCsumErrors",
+    "TcpExt.IPReversePathFilter",
+    "conntrack.drop",
+    "conntrack.early_drop",
+    "conntrack.insert_failed",
+)
 
 
 def rulesets() -> Dict[str, Ruleset]:
@@ -320,8 +326,9 @@ def moved(before: Dict[str, Ruleset], after: Dict[str, Ruleset]) -> List[Moved]:
 def losses(directory: Path = _PROC_NET) -> Dict[str, int]:
     """The counters of lost packets, as "group.name"; one that cannot be read is left out."""
     groups: Dict[str, Dict[str, int]] = {}
-    with suppress(OSError, ValueError):
-        groups.update(proc.snmp((directory / "netstat").read_text()))
+    for file in ("snmp", "netstat"):
+        with suppress(OSError, ValueError):
+            groups.update(proc.snmp((directory / file).read_text()))
     with suppress(OSError, ValueError):
         groups["conntrack"] = proc.conntrack((directory / "stat/nf_conntrack").read_text())
     found = {f"{group}.{name}": value for group, counters in groups.items() for name, value in counters.items()}

@@ -40,7 +40,7 @@ class Packet(NamedTuple):
     from_local: bool = False  # the source is an address of this node
     to_local: bool = False
     bridged: bool = False  # between two ports of one bridge
-    icmp_type: str = "8"
+    icmp_type: str = "8"  # with a code where it matters: "3/4"
 
 
 class Place(NamedTuple):
@@ -281,7 +281,7 @@ _MATCHES: Dict[str, Callable[[str, Packet, int], bool]] = {
     "mark": lambda value, _, mark: _mark(mark, value),
     "src-type": lambda value, packet, _: _type(packet.source, packet.from_local) in value.split(","),
     "dst-type": lambda value, packet, _: _type(packet.destination, packet.to_local) in value.split(","),
-    "icmp-type": lambda value, packet, _: value in ("any", "255") or value.split("/")[0] == packet.icmp_type,
+    "icmp-type": lambda value, packet, _: value in ("any", "255") or _icmp(value, packet.icmp_type),
     "physdev-is-bridged": lambda _value, packet, _: packet.bridged,
 }
 
@@ -290,6 +290,12 @@ _PROTOCOLS = {"0": "all", "1": "icmp", "4": "ipip", "ipencap": "ipip", "6": "tcp
 
 def _protocol(name: str) -> str:
     return _PROTOCOLS.get(name, name)
+
+
+def _icmp(value: str, sent: str) -> bool:
+    """A type alone means all of its codes."""
+    (type_, _, code), (sent_type, _, sent_code) = value.partition("/"), sent.partition("/")
+    return type_ == sent_type and (not code or code == (sent_code or "0"))
 
 
 def _interface(name: str, pattern: str) -> bool:

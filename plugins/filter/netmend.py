@@ -26,6 +26,7 @@ RESULTS = {
     "iptables_forward_result": "iptables_forward",
     "iptables_forward_sysctl_result": "iptables_forward",
     "kube_proxy_resync_result": "kube_proxy_resync",
+    "k3s_restart_result": "k3s_restart",
 }
 
 Hosts = Iterable[Mapping[str, Any]]

@@ -104,12 +104,14 @@ def test_members_of_etcd_ask_each_other_and_nobody_else_asks_them() -> None:
 def test_pod_pod_covers_every_pair_and_one_node_by_two_pods() -> None:
     probes = only("pod-pod")
     assert ids(probes) == [
-        f"pod-pod {source}>{target} tcp/8080"
+        f"pod-pod {source}>{target} {protocol}"
         for source in ADDRESSES
         for target in ADDRESSES
         if not source == target == AGENT2  # its only pod has nobody else to talk to there
+        for protocol in ("tcp/8080", "mtu")
+        if not (source == target and protocol == "mtu")
     ]
-    assert probes[3] == {
+    assert probes[5] == {
         "id": "pod-pod k3s-worker-01>k3s-master-01 tcp/8080", "row": "pod-pod", "source_node": AGENT1,
         "source_pod": "keybuzz/tool", "source_pid": 101, "target_node": SERVER, "target_pod": "keybuzz/web-0",
         "protocol": "tcp", "address": "10.42.0.5", "port": 8080, "timeout": 2.0, "expect": "ok",
@@ -171,6 +173,11 @@ def test_a_namespace_with_policies_comes_last() -> None:
     assert {probe["port"] for probe in only("host-pod", facts=facts)} == {8080}
 
 
+def test_no_sweep_of_sizes_where_a_policy_may_forbid_icmp() -> None:
+    facts = cluster(WEB, [WEB_SERVICE], network_policies=[{"namespace": "keybuzz", "name": "only-8080"}])
+    assert {probe["protocol"] for probe in only("pod-pod", facts=facts)} == {"tcp"}
+
+
 @pytest.mark.parametrize(
     ("declared", "target", "asked"),
     [([9090, 8080], 8080, 8080), ([9090], 8080, 9090), ([], 8080, 8080)],
@@ -217,6 +224,22 @@ def test_dns_in_the_cluster_s_own_domain() -> None:
     assert [(probe["protocol"], probe["address"], probe["port"], probe["name"]) for probe in probes] == [
         ("dns-udp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
         ("dns-tcp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
+    ]
+
+
+def test_dns_by_its_pods_own_addresses_on_two_nodes_at_most() -> None:
+    pods = [
+        pod(f"coredns-{number}", name, 2 + number, 53, namespace="kube-system") for number, name in enumerate(NODES)
+    ]
+    ends = [
+        {"ip": each["ip"], "node": each["node"], "port": 53, "protocol": "UDP", "ready": True, "pod": each["name"]}
+        for each in pods
+    ]
+    dns = service("kube-dns", "10.43.0.10", 53, namespace="kube-system", endpoints=ends)
+    probes = [probe for probe in only("pod-dns", facts=cluster(WEB, [dns])) if probe["source_node"] == AGENT2]
+    assert [(probe["id"].partition(">")[2], probe["address"], probe["port"]) for probe in probes[2:]] == [
+        (f"{SERVER} dns-udp", "10.42.0.2", 53),
+        (f"{AGENT1} dns-udp", "10.42.1.3", 53),
     ]
 
 

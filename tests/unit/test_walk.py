@@ -44,6 +44,8 @@ def filter_input(*rules, chains=()):
         ("-p 4", VXLAN._replace(protocol="ipip")),
         ("-p ipencap", VXLAN._replace(protocol="ipip")),
         ("-p icmp -m icmp --icmp-type 8", VXLAN._replace(protocol="icmp")),
+        ("-p icmp -m icmp --icmp-type 3", VXLAN._replace(protocol="icmp", icmp_type="3/4")),
+        ("-p icmp -m icmp --icmp-type 3/4", VXLAN._replace(protocol="icmp", icmp_type="3/4")),
     ],
 )
 def test_a_match_applies_and_its_opposite_does_not(match, packet):

@@ -6,12 +6,13 @@ import json
 from typing import Dict, FrozenSet, Iterable, List, Tuple, TypeVar
 
 from ..model import Finding, Remedy, Run
-from . import cluster, control_plane, firewall, host, overlay, service
+from . import cluster, control_plane, dns, firewall, flannel, host, mtu, overlay, service
 from .case import Case
 from .path import Paths
 from .registry import FAULTS, SYMPTOM, Fault, Suspicion
 
-FAMILIES = (control_plane, host, service, firewall, overlay, cluster)  # importing them registers their faults
+# Importing them registers their faults.
+FAMILIES = (control_plane, host, service, firewall, flannel, overlay, mtu, dns, cluster)
 SENTENCES = 6  # of evidence in a finding; the nodes where a fault is in resemble each other
 
 T = TypeVar("T")
@@ -22,8 +23,9 @@ def diagnose(run: Run) -> List[Finding]:
     case = Case(run)
     paths = Paths(case)
     found = [(fault, each) for fault in FAULTS.values() if fault.find for each in fault.find(case, paths)]
-    explained = frozenset(probe for _, suspicion in found for probe in suspicion.explains)
-    found += [(cluster.UNEXPLAINED, each) for each in cluster.unexplained(case, paths, explained)]
+    for fault, residue in ((dns.UNREACHABLE, dns.unreachable), (cluster.UNEXPLAINED, cluster.unexplained)):
+        explained = frozenset(probe for _, suspicion in found for probe in suspicion.explains)
+        found += [(fault, each) for each in residue(case, paths, explained)]
     return sorted(_merged(found), key=_rank)
 
 

@@ -34,8 +34,8 @@ class Case:
         self.nodes: Dict[str, NodeFacts] = run["nodes"]
         self.cluster = run["cluster"]
         self.members: Dict[str, Node] = {node["name"]: node for node in self.cluster["nodes"]}
-        self.outcomes: Dict[str, str] = {
-            observation["id"]: observation["outcome"]
+        self.observations: Dict[str, Observation] = {
+            observation["id"]: observation
             for result in run["results"].values()
             for observation in result["observations"]
         }
@@ -61,7 +61,12 @@ class Case:
     # --- probes ---
 
     def outcome(self, probe: Probe) -> str:
-        return self.outcomes.get(probe["id"], MISSING)
+        observation = self.observations.get(probe["id"])
+        return observation["outcome"] if observation else MISSING
+
+    def passed(self, probe: Probe) -> int:
+        """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
+        return self.observations.get(probe["id"], Observation()).get("mtu", 0)
 
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""

@@ -74,8 +74,8 @@ def unexplained(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
             + ", ".join(f"{count} {row}" for row, count in rows.most_common())
             + ".",
             *islice(overlay.clues(case, paths, left), MEASURED),
-            *(f"{probe['id']}: {case.outcome(probe)}." for probe in left[:EXAMPLES]),
             *_clues(case, paths, left),
+            *(f"{probe['id']}: {case.outcome(probe)}." for probe in left[:EXAMPLES]),
         ],
         remedy=Remedy(role="", nodes=[], text="Nothing is changed for these."),
         confidence=1.0,

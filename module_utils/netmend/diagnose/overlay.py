@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .. import overlays
 from ..model import Probe, Remedy
 from .case import DROPPED, Case, ids
+from .flannel import arrive_damaged, misplaced, wrong_entries
 from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
 from .stops import Stop, by_kubernetes_backend, describe, opening, stops
@@ -47,7 +47,9 @@ def clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
 
 def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]:
     def wanted(block: Block) -> bool:
-        return by_kubernetes_backend(case, block) and block.passage.what == kind
+        # To let VXLAN in from where it is not to come from would be no cure.
+        astray = kind == "vxlan" and any(misplaced(case, end) for end in (block.passage.node, block.passage.peer))
+        return by_kubernetes_backend(case, block) and block.passage.what == kind and not astray
 
     for stop in stops(case, paths, wanted):
         node = stop.node
@@ -189,14 +191,10 @@ def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
     interface = case.interface(node, overlay.device)
     if interface is None or interface["state"] == "DOWN":
         return False
-    return overlay.kind != "vxlan" or _knows_vtep(case, node, peer, overlay.device)
-
-
-def _knows_vtep(case: Case, node: str, peer: str, device: str) -> bool:
-    """Whether the node's FDB sends the peer's VTEP to the address that the peer announced."""
-    announced = case.members[peer]["annotations"].get("flannel.alpha.coreos.com/backend-data")
-    if not announced:
+    if overlay.kind != "vxlan":
         return True
-    mac = str(json.loads(announced).get("VtepMAC", "")).lower()
-    entry = (mac, device, case.underlay_address(peer))
-    return entry in {(each["mac"].lower(), each["device"], each["destination"]) for each in case.nodes[node]["fdb"]}
+    return not (
+        wrong_entries(case, node, peer, overlay.device)
+        or misplaced(case, node)
+        or arrive_damaged(case, paths, node, peer)
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 import re
+import time
 from typing import Any, Dict, Iterable, List
 
 from ..model import Node, Pod, Service
@@ -132,6 +134,14 @@ def custom(item: Object) -> Dict[str, Any]:
 def readiness(verbose: str) -> Dict[str, str]:
     """Check -> "ok" or "failed", from the body of /readyz?verbose or /livez?verbose."""
     return {name: state for _, name, state in re.findall(r"^\[([+-])\](\S+) (ok|failed)", verbose, re.M)}
+
+
+def ready_since(item: Object, when: float) -> bool:
+    """Whether the kubelet has reported the node as Ready at that time (seconds since the epoch) or later."""
+    ready = _condition(item.get("status", {}))
+    reported = ready.get("lastHeartbeatTime", "")
+    seconds = calendar.timegm(time.strptime(reported, "%Y-%m-%dT%H:%M:%SZ")) if reported else 0
+    return ready.get("status") == "True" and seconds >= int(when)
 
 
 def _service(item: Object, endpoints: Dict[Any, List[Dict[str, Any]]]) -> Service:

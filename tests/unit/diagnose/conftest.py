@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from ansible.module_utils.netmend.plan import plan_matrix
 STATES = ("flannel", "flannel-ufw-blocks", "both-overlays", "swapped-leftovers", "swapped-clean")
 NODES = ("server0", "agent0", "agent1")
 NOW = 1795250021.0  # when the machines were captured
+DNS_NODE = "server0"
 
 
 class Bench:
@@ -38,30 +40,63 @@ class Bench:
                 "calico": {},
             },
         }
+        self.ends = {"default/web": set(NODES)}  # Service -> the nodes that its endpoints are on
+        self.plan()
+
+    def with_dns(self):
+        """Lets CoreDNS run, which the captured clusters went without, and plans anew."""
+        address = str(ipaddress.ip_network(self.member(DNS_NODE)["pod_cidr"])[200])
+        self.pods.append(
+            {
+                "namespace": "kube-system", "name": "coredns-1", "uid": "uid-coredns", "node": DNS_NODE, "ip": address,
+                "host_network": False, "ready": True, "phase": "Running", "reason": "", "owner": "Deployment/coredns",
+                "labels": {"k8s-app": "kube-dns"}, "ports": [{"port": 53, "protocol": "TCP", "hostPort": 0}],
+            }
+        )  # fmt: skip
+        self.run["cluster"]["dns_ip"] = "10.43.0.10"
+        self.run["cluster"]["services"].append(
+            {
+                "namespace": "kube-system", "name": "kube-dns", "type": "ClusterIP", "cluster_ip": "10.43.0.10",
+                "selector": {"k8s-app": "kube-dns"}, "external_traffic_policy": "",
+                "ports": [
+                    {"name": name, "port": 53, "targetPort": 53, "nodePort": 0, "protocol": protocol}
+                    for name, protocol in (("dns", "UDP"), ("dns-tcp", "TCP"))
+                ],
+                "endpoints": [
+                    {"ip": address, "node": DNS_NODE, "port": 53, "protocol": protocol, "ready": True,
+                     "pod": "kube-system/coredns-1"}
+                    for protocol in ("UDP", "TCP")
+                ],
+            }
+        )  # fmt: skip
+        self.ends["kube-system/kube-dns"] = {DNS_NODE}
         self.plan()
 
     def plan(self):
         """Plans the matrix, and lets every probe pass that did not fail before."""
         before = self.run.get("results", {})
-        outcomes = {each["id"]: each["outcome"] for result in before.values() for each in result["observations"]}
+        seen = {each["id"]: each for result in before.values() for each in result["observations"]}
         self.run["probes"] = plan_matrix(self.run["nodes"], self.run["cluster"])
         self.run["results"] = {
             node: {"node": node, "moved": [], "observations": [], "risen": before.get(node, {}).get("risen", {})}
             for node in self.run["nodes"]
         }
         for probe in self.run["probes"]:
-            observation = {"id": probe["id"], "outcome": outcomes.get(probe["id"], "ok"), "detail": ""}
+            observation = seen.get(probe["id"], {"id": probe["id"], "outcome": "ok", "detail": ""})
             self.run["results"][probe["source_node"]]["observations"].append(observation)
 
-    def fail(self, when, outcome="timeout"):
-        """Lets those probes fail for which ``when(probe)`` is true, and returns their ids."""
+    def fail(self, when, outcome="timeout", **more):
+        """Lets those probes fail for which ``when(probe)`` is true, and returns their ids. ``more`` is also seen."""
         failed = [probe["id"] for probe in self.run["probes"] if when(probe)]
         assert failed, "a fault that no probe sees"
         for result in self.run["results"].values():
             for observation in result["observations"]:
                 if observation["id"] in failed:
-                    observation["outcome"] = outcome
+                    observation.update(outcome=outcome, **more)
         return failed
+
+    def member(self, name):
+        return next(member for member in self.members if member["name"] == name)
 
     def node(self, name):
         return self.run["nodes"][name]
@@ -110,11 +145,11 @@ class Bench:
         return does
 
     def crossings(self, probe):
-        """The pairs of nodes between which the overlay carries the probe, on any of its ways to a web pod."""
-        if probe["row"] in ("pod-pod", "host-pod"):
+        """The pairs of nodes between which the overlay carries the probe, on any of its ways to a pod."""
+        if probe.get("target_pod"):
             ends, via = {probe["target_node"]}, probe["source_node"]
-        elif probe.get("target_service") == "default/web":
-            ends, via = set(NODES), probe.get("target_node") or probe["source_node"]
+        elif probe.get("target_service") in self.ends:
+            ends, via = self.ends[probe["target_service"]], probe.get("target_node") or probe["source_node"]
         else:
             return set()
         return {(via, end) for end in ends if end != via}
@@ -162,7 +197,12 @@ def _facts(directory, name, pods):
         "nft_tables": [],
         "conntrack": {"count": 340, "max": 131072},
         "sockets": proc.sockets(text("ss.txt")),
-        "k3s": {"role": "server" if name == NODES[0] else "agent", "unit": "", "config": {}, "sources": {}},
+        "k3s": {
+            "role": "server" if name == NODES[0] else "agent",
+            "unit": "k3s.service" if name == NODES[0] else "k3s-agent.service",
+            "config": {},
+            "sources": {},
+        },
         "cni": {"networks": {}},
         "time": NOW,
         "clock": {"synchronized": True, "source": "chrony"},

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     role: str
     state: str = "flannel"
     others: tuple = ()  # what is named behind it, because it is in, too
+    dns: bool = False  # CoreDNS runs
 
 
 def vxlan_dropped_by_host(bench):
@@ -59,7 +60,15 @@ def forward_drop_without_accept(bench):
     bench.insert("agent0", "FLANNEL-FWD", "-j RETURN")
     # What comes by agent0's own NodePort is masqueraded, and accepted by its mark.
     needs, masqueraded = bench.forwarded_at("agent0"), ("node-nodeport", "agent0")
-    return bench.fail(lambda probe: needs(probe) and (probe["row"], probe.get("target_node")) != masqueraded)
+    # UFW accepts pings to others.
+    echoes = "ufw-before-forward" in bench.node("agent0")["iptables"]["nft"]["filter"]
+    return bench.fail(
+        lambda probe: (
+            needs(probe)
+            and (probe["row"], probe.get("target_node")) != masqueraded
+            and not (echoes and probe["protocol"] == "mtu")
+        )
+    )
 
 
 def reject_before_accept(bench):
@@ -182,6 +191,61 @@ def certificate_expired(bench):
     return []
 
 
+def coredns_down(bench):
+    bench.pods[:] = [pod for pod in bench.pods if pod["name"] != "coredns-1"]
+    (dns,) = [service for service in bench.run["cluster"]["services"] if service["name"] == "kube-dns"]
+    dns["endpoints"] = []
+    probes = bench.run["probes"]
+    probes[:] = [probe for probe in probes if probe.get("target_pod") != "kube-system/coredns-1"]
+    return bench.fail(lambda probe: probe["address"] == "10.43.0.10", "refused")
+
+
+def coredns_unreachable(bench):
+    return bench.fail(lambda probe: probe["source_node"] == "agent1" and probe["protocol"] == "dns-udp")
+
+
+def stale_vxlan_peer(bench):
+    """agent1 has lost where server0 is."""
+    mac = next(e for e in bench.node("agent1")["neighbours"] if e["address"] == "10.42.0.0")["mac"]
+    fdb = bench.node("agent1")["fdb"]
+    fdb[:] = [entry for entry in fdb if entry["mac"] != mac]
+    between = {("agent1", "server0"), ("server0", "agent1")}
+    return bench.fail(lambda probe: bool(between & bench.crossings(probe)))
+
+
+def flannel_on_wrong_nic(bench):
+    """Its peers have taken note."""
+    bench.member("agent1")["annotations"]["flannel.alpha.coreos.com/public-ip"] = "203.0.113.111"
+    for facts in bench.run["nodes"].values():
+        for entry in facts["fdb"]:
+            if entry["destination"] == "10.0.0.111":
+                entry["destination"] = "203.0.113.111"
+    k3s = bench.node("agent1")["k3s"]
+    k3s["config"]["flannel-iface"] = "eth0"
+    k3s["sources"]["flannel-iface"] = "/etc/rancher/k3s/config.yaml.d/90-nic.yaml"
+    return bench.fail(bench.crosses("agent1"))
+
+
+def vxlan_bad_checksum(bench):
+    bench.run["results"]["agent1"]["risen"] = {"Udp.InCsumErrors": 40}
+    return bench.fail(bench.crosses("agent1"))
+
+
+def path_mtu_black_hole(bench):
+    between = {"agent0", "agent1"}
+    return bench.fail(
+        lambda probe: probe["protocol"] == "mtu" and {probe["source_node"], probe["target_node"]} == between, mtu=1300
+    )
+
+
+def pod_mtu_too_high(bench):
+    for interface in bench.node("agent1")["interfaces"]:
+        if interface["kind"] in ("bridge", "veth"):
+            interface["mtu"] = 1480
+    sweeps = [p["id"] for p in bench.run["probes"] if p["id"].startswith("pod-pod agent1>") and p["protocol"] == "mtu"]
+    return bench.fail(lambda probe: probe["id"] in sweeps, mtu=1400)
+
+
 def node_unreachable(bench):
     del bench.run["nodes"]["agent1"]
     bench.members[1]["ready"] = False
@@ -205,6 +269,13 @@ def unexplained(bench):
 
 AROUND_AGENT0 = ["agent0>agent1", "agent0>server0", "agent1>agent0", "server0>agent0"]
 CASES = {
+    "coredns-down": Case(coredns_down, ["kube-system/kube-dns"], "", dns=True),
+    "coredns-unreachable": Case(coredns_unreachable, ["agent1"], "", dns=True),
+    "stale-vxlan-peer": Case(stale_vxlan_peer, ["agent1>server0"], "k3s_restart"),
+    "flannel-on-wrong-nic": Case(flannel_on_wrong_nic, ["agent1"], ""),
+    "vxlan-bad-checksum": Case(vxlan_bad_checksum, ["agent1"], ""),
+    "path-mtu-black-hole": Case(path_mtu_black_hole, ["agent0>agent1", "agent1>agent0"], ""),
+    "pod-mtu-too-high": Case(pod_mtu_too_high, ["agent1"], ""),
     "firewall-flush": Case(firewall_flush, ["agent0"], "ufw", others=("kube-services-jump-missing",)),
     "kubelet-dropped-by-host": Case(kubelet_dropped_by_host, ["agent1"], "ufw", "flannel-ufw-blocks"),
     "vxlan-dropped-by-host": Case(vxlan_dropped_by_host, ["agent0", "agent1"], "ufw", "flannel-ufw-blocks"),
@@ -247,6 +318,8 @@ def test_every_known_fault_is_tested_here():
 def test_a_fault_is_named_first_and_accounts_for_all_that_fails(captured, fault):
     case = CASES[fault]
     bench = captured(case.state)
+    if case.dns:
+        bench.with_dns()
     failed = case.put_in(bench)
     findings = diagnose(bench.run)
     assert names(findings) == [fault, *case.others]
@@ -259,7 +332,14 @@ def test_a_fault_is_named_first_and_accounts_for_all_that_fails(captured, fault)
 
 
 # What a lost packet is told from is the same as for the others: where one of those is in, it cannot be told.
-APART = ("vxlan-dropped-by-fabric", "ipip-dropped-by-fabric", "ipip-dropped-by-host", "node-unreachable", "unexplained")
+APART = (
+    "vxlan-dropped-by-fabric",
+    "ipip-dropped-by-fabric",
+    "ipip-dropped-by-host",
+    "coredns-unreachable",
+    "node-unreachable",
+    "unexplained",
+)
 HIDDEN = (
     ("firewall-flush", "forward-drop-without-accept"),  # a flush takes the accepts away, too
     ("accept-before-policy", "stale-network-policy"),  # what is accepted early gets to no policy's chain
@@ -271,6 +351,8 @@ PAIRS = [pair for pair in itertools.combinations(CASES, 2) if pair not in HIDDEN
 def test_two_faults_at_once_are_each_found_and_causes_come_first(captured, pair):
     states = {CASES[fault].state for fault in pair}
     bench = captured("flannel-ufw-blocks" if "flannel-ufw-blocks" in states else "flannel")
+    if any(CASES[fault].dns for fault in pair):
+        bench.with_dns()
     failed = [probe for fault in pair for probe in CASES[fault].put_in(bench)]
     findings = diagnose(bench.run)
     found = names(findings)

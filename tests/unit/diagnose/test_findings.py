@@ -20,7 +20,7 @@ def test_evidence_has_the_deciding_rule_its_counter_and_what_was_seen(captured):
     assert finding["evidence"][0] == (
         "agent0 stops VXLAN (UDP 8472) from agent1, server0: nft filter INPUT policy DROP, 40 packets, 38 of them "
         "while probing. "
-        "0 of 8 probes to pods that cross the overlay there, and 4 of 4 node pings, came out as expected."
+        "0 of 12 probes to pods that cross the overlay there, and 4 of 4 node pings, came out as expected."
     )
     assert finding["remedy"]["nodes"] == ["agent0", "agent1"]
 

@@ -29,6 +29,13 @@ def test_a_drop_for_a_pair_is_for_that_direction_alone():
     ]
 
 
+def test_damage_is_a_wrong_checksum():
+    assert rules("corrupt udp/8472") == [
+        'add rule inet fabric forward iifname "private-*" oifname "private-*" '
+        'udp dport 8472 counter udp checksum set 4660 comment "corrupt udp/8472"'
+    ]
+
+
 def test_icmp_is_dropped_where_the_gateway_sends_it_too():
     forward, output = rules("drop icmp/frag-needed any k3s-worker-02")
     match = "icmp type destination-unreachable icmp code frag-needed counter drop"

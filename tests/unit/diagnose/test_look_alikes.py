@@ -1,0 +1,187 @@
+"""What resembles a fault of DNS, of Flannel or of packet sizes, and is another one or none."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.module_utils.netmend.diagnose import diagnose
+
+BLACK_HOLE = "path-mtu-black-hole"
+
+
+def names(bench):
+    return [finding["fault"] for finding in diagnose(bench.run)]
+
+
+@pytest.fixture
+def with_dns(flannel):
+    flannel.with_dns()
+    return flannel
+
+
+def sweeps(*pair):
+    return lambda probe: probe["protocol"] == "mtu" and {probe["source_node"], probe["target_node"]} == set(pair)
+
+
+def test_dns_behind_a_broken_path_is_explained_by_what_breaks_the_path(with_dns):
+    with_dns.insert("server0", "PREROUTING", "-p udp -m udp --dport 8472 -j DROP", table="raw")
+    failed = with_dns.fail(with_dns.crosses("server0"))
+    (finding,) = diagnose(with_dns.run)
+    assert finding["fault"] == "vxlan-dropped-by-host"
+    assert set(finding["explains"]) == set(failed)
+    assert any(probe.startswith("pod-dns") for probe in failed)
+
+
+def test_dns_that_answers_nobody_is_not_called_unreachable_from_some(with_dns):
+    with_dns.fail(lambda probe: probe["protocol"].startswith("dns-"))
+    assert names(with_dns) == ["unexplained"]
+
+
+def test_a_single_answer_that_is_lost_is_no_fault_of_the_way_to_coredns(with_dns):
+    with_dns.fail(lambda probe: probe["source_node"] == "agent1" and probe["protocol"] == "dns-tcp")
+    assert names(with_dns) == ["unexplained"]
+
+
+def test_dns_is_not_accused_where_the_node_fails_otherwise_too(with_dns):
+    pod_of = {"pod-dns", "pod-pod"}
+    with_dns.fail(lambda probe: probe["source_node"] == "agent1" and probe["row"] in pod_of, "error")
+    assert names(with_dns) == ["unexplained"]
+
+
+def test_where_only_the_services_address_fails_kube_proxy_and_conntrack_are_looked_at(with_dns):
+    with_dns.fail(lambda probe: probe["source_node"] == "agent1" and probe["address"] == "10.43.0.10")
+    (finding,) = diagnose(with_dns.run)
+    assert (finding["fault"], finding["where"]) == ("coredns-unreachable", ["agent1"])
+    assert finding["remedy"]["text"].startswith("Only the Service's address fails")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("CrashLoopBackOff", "not ready, CrashLoopBackOff"), ("", "not ready, Running")],
+)
+def test_a_coredns_that_is_there_and_not_ready_is_said_with_its_reason(with_dns, reason, words):
+    with_dns.pods[-1].update(ready=False, reason=reason)
+    for end in with_dns.run["cluster"]["services"][-1]["endpoints"]:
+        end["ready"] = False
+    with_dns.fail(lambda probe: probe["address"] == "10.43.0.10", "refused")
+    finding = diagnose(with_dns.run)[0]
+    assert finding["fault"] == "coredns-down"
+    assert f"coredns-1 on server0: {words}" in finding["evidence"][0]
+    assert "describe pods -l k8s-app=kube-dns" in finding["remedy"]["command"]
+
+
+def test_a_cluster_without_any_dns_is_told_so(flannel):
+    flannel.run["cluster"]["dns_ip"] = "10.43.0.10"
+    flannel.plan()
+    flannel.fail(lambda probe: probe["row"] == "pod-dns")
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["remedy"].get("command")) == ("coredns-down", None)
+    assert "No Service has the address 10.43.0.10" in finding["evidence"][0]
+
+
+def announce(bench, address, **config):
+    bench.member("agent1")["annotations"]["flannel.alpha.coreos.com/public-ip"] = address
+    for facts in bench.run["nodes"].values():
+        facts["k3s"]["config"].update(config)
+        for entry in facts["fdb"]:
+            entry["destination"] = address if entry["destination"] == "10.0.0.111" else entry["destination"]
+
+
+def test_another_private_card_that_works_is_meant(flannel):
+    announce(flannel, "192.168.7.111")
+    assert names(flannel) == []
+
+
+def test_vxlan_over_public_addresses_is_said_though_it_works(flannel):
+    announce(flannel, "203.0.113.111")
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["explains"]) == ("flannel-on-wrong-nic", [])
+
+
+def test_the_wrong_cards_mtu_is_no_fault_of_its_own(flannel):
+    announce(flannel, "203.0.113.111")
+    next(each for each in flannel.node("agent1")["interfaces"] if each["name"] == "flannel.1")["mtu"] = 1450
+    assert names(flannel) == ["flannel-on-wrong-nic"]
+
+
+def test_external_addresses_that_are_configured_are_meant(flannel):
+    announce(flannel, "203.0.113.111", **{"flannel-external-ip": True})
+    assert names(flannel) == []
+
+
+def test_the_wrong_card_is_named_by_file_and_key(flannel):
+    announce(flannel, "203.0.113.111")
+    k3s = flannel.node("agent1")["k3s"]
+    k3s["config"]["flannel-iface"] = "eth0"
+    k3s["sources"]["flannel-iface"] = "/etc/rancher/k3s/config.yaml.d/90-nic.yaml"
+    (finding,) = diagnose(flannel.run)
+    assert "flannel-iface is eth0, by /etc/rancher/k3s/config.yaml.d/90-nic.yaml." in finding["evidence"][0]
+    assert finding["remedy"]["command"] == (
+        "sed -i 's/^flannel-iface:.*/flannel-iface: vec0/' /etc/rancher/k3s/config.yaml.d/90-nic.yaml "
+        "&& systemctl restart k3s-agent.service"
+    )
+
+
+def test_a_wrong_neighbour_is_as_stale_as_a_wrong_fdb_entry(flannel):
+    for entry in flannel.node("agent0")["neighbours"]:
+        if entry["address"] == "10.42.3.0":
+            entry["mac"] = "02:00:00:00:00:01"
+    flannel.fail(lambda probe: {("agent0", "agent1"), ("agent1", "agent0")} & flannel.crossings(probe))
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["where"]) == ("stale-vxlan-peer", ["agent0>agent1"])
+    assert "is at 02:00:00:00:00:01 on flannel.1" in finding["evidence"][0]
+
+
+def test_a_stray_bad_checksum_is_no_fault(flannel):
+    flannel.run["results"]["agent1"]["risen"] = {"Udp.InCsumErrors": 1}
+    assert names(flannel) == []
+    flannel.fail(flannel.crosses("agent1"))
+    assert names(flannel) == ["vxlan-dropped-by-fabric"]
+
+
+def test_without_bad_checksums_the_same_loss_is_the_fabrics(flannel):
+    flannel.fail(flannel.crosses("agent1"))
+    assert names(flannel) == ["vxlan-dropped-by-fabric"]
+
+
+def test_a_node_that_drops_frag_needed_itself_is_told_by_its_rule(flannel):
+    flannel.insert("agent0", "INPUT", "-p icmp -m icmp --icmp-type 3/4 -j DROP")
+    flannel.fail(sweeps("agent0", "agent1"), mtu=1300)
+    findings = diagnose(flannel.run)
+    assert [finding["fault"] for finding in findings] == [
+        BLACK_HOLE,
+        BLACK_HOLE,
+    ]  # one rule, and a hop that is not seen
+    commands = {finding["where"][0]: finding["remedy"]["command"] for finding in findings}
+    assert commands == {
+        "agent0>agent1": "iptables-nft -w -t filter -D INPUT -p icmp -m icmp --icmp-type 3/4 -j DROP",
+        "agent1>agent0": "iptables -w -t mangle -A POSTROUTING -o vec0 -p tcp --tcp-flags SYN,RST SYN "
+        "-j TCPMSS --set-mss 1260",
+    }
+
+
+def test_a_rule_against_other_unreachables_is_not_accused(flannel):
+    flannel.insert("agent0", "INPUT", "-p icmp -m icmp --icmp-type 3/1 -j DROP")
+    flannel.fail(sweeps("agent0", "agent1"), mtu=1300)
+    (finding,) = diagnose(flannel.run)
+    assert "TCPMSS" in finding["remedy"]["command"]
+
+
+def test_a_sweep_of_which_nothing_passes_is_no_black_hole(flannel):
+    flannel.fail(lambda probe: probe["row"] == "host-host" and probe["protocol"] == "mtu")
+    assert BLACK_HOLE not in names(flannel)
+
+
+def test_pods_larger_than_their_tunnel_are_well_where_their_node_tells_them(flannel):
+    for interface in flannel.node("agent0")["interfaces"]:
+        if interface["kind"] in ("bridge", "veth"):
+            interface["mtu"] = 1500
+    assert names(flannel) == []
+
+
+def test_a_tunnel_without_room_for_its_headers_is_said_before_it_bites(flannel, calico):
+    for bench, right in ((flannel, 1350), (calico, 1380)):
+        next(each for each in bench.node("agent0")["interfaces"] if each["name"] == "vec0")["mtu"] = 1400
+        (finding,) = diagnose(bench.run)
+        assert (finding["fault"], finding["where"], finding["explains"]) == ("pod-mtu-too-high", ["agent0"], [])
+        assert f"which leaves {right}" in finding["evidence"][0]
+        assert str(right) in finding["remedy"]["text"]

@@ -1,0 +1,136 @@
+"""netmend_k3s_restart: whom it refuses to restart, and what it waits for. systemctl and the API are stood in for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from ansible.module_utils.netmend.kube import ApiError
+from ansible.module_utils.netmend.parse.cluster import ready_since
+from ansible.module_utils.testing import patch_module_args
+
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>"$0.log"
+test "$1" = show || exit 0
+case "$3" in
+    UNIT) echo "ActiveState=active" ;;
+    *) echo "ActiveState=inactive" ;;
+esac
+echo "ActiveEnterTimestamp=Sat 2026-11-21 12:00:00 UTC"
+echo "ActiveEnterTimestampMonotonic=ENTERED"
+"""
+READY = {"type": "Ready", "status": "True"}
+
+Run = Callable[..., dict[str, Any]]
+
+
+def node(**condition: str) -> dict[str, Any]:
+    return {"status": {"conditions": [{**READY, **condition}]}}
+
+
+@pytest.fixture
+def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the module on a node with this unit and these answers; "asked": what systemctl was told."""
+    spec = importlib.util.spec_from_file_location("restart", Path("library/netmend_k3s_restart.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(unit: str, answers: dict[str, Any], entered: float = 1e9, **arguments: Any) -> dict[str, Any]:
+        program = tmp_path / "systemctl"
+        program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("ENTERED", str(int(entered * 1e6))))
+        program.chmod(0o755)
+
+        class Api:
+            def __init__(self, server: str) -> None:
+                self.server = server
+
+            def get(self, path: str) -> tuple[int, str]:
+                answer = answers[self.server if "readyz" in path else "node"]
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer if isinstance(answer, tuple) else (200, json.dumps(answer))
+
+        monkeypatch.setattr(module, "Api", Api)
+        monkeypatch.setattr(module, "k3s_credentials", lambda server="here": server)
+        monkeypatch.setattr(module, "_kubelet_credentials", lambda: "kubelet")
+        monkeypatch.setattr(module, "SUBNET_ENV", tmp_path / "none")
+        monkeypatch.setattr(module, "POLL", 0.01)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        with patch_module_args({"node": "n", **arguments}), pytest.raises(SystemExit):
+            module.main()
+        log = tmp_path / "systemctl.log"
+        asked = [line for line in log.read_text().splitlines() if not line.startswith("show")] if log.exists() else []
+        return {**json.loads(capsys.readouterr().out), "asked": asked}
+
+    return run
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60))
+
+
+def test_an_agent_is_restarted_and_waited_for(restart: Run) -> None:
+    result = restart("k3s-agent.service", {"node": node(lastHeartbeatTime=now())})
+    assert (result["changed"], result["unit"]) == (True, "k3s-agent.service")
+    assert result["asked"] == ["restart --no-block k3s-agent.service"]
+
+
+def test_check_mode_restarts_nothing(restart: Run) -> None:
+    result = restart("k3s-agent.service", {}, _ansible_check_mode=True)
+    assert (result["changed"], result["asked"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((500, "[+]ping ok\n[-]etcd failed: reason withheld\n"), "10.0.0.102 is not ready (etcd)"),
+        (ApiError("https://10.0.0.102:6443 cannot be reached"), "cannot be reached"),
+    ],
+)
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_no_server_is_restarted_while_another_is_not_well(
+    restart: Run, answer: Any, said: str, check_mode: bool
+) -> None:
+    answers = {"https://10.0.0.101:6443": (200, "ok"), "https://10.0.0.102:6443": answer}
+    servers = ["10.0.0.101", "10.0.0.102"]
+    result = restart("k3s.service", answers, servers=servers, _ansible_check_mode=check_mode)
+    assert result["failed"] is True
+    assert said in result["msg"]
+    assert result["asked"] == []
+
+
+def test_the_only_server_may_be_restarted(restart: Run) -> None:
+    result = restart("k3s.service", {"here": (200, "ok"), "node": node(lastHeartbeatTime=now())})
+    assert result["asked"] == ["restart --no-block k3s.service"]
+
+
+def test_where_k3s_does_not_run_nothing_is_restarted(restart: Run) -> None:
+    result = restart("other.service", {})
+    assert result["failed"] is True
+    assert result["asked"] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"entered": 0.0}, "has not come up again (active)"),
+        ({"answers": {"node": node(lastHeartbeatTime="2026-01-01T00:00:00Z")}}, "has not reported n as Ready"),
+        ({"answers": {"node": node(status="False", lastHeartbeatTime="2099-01-01T00:00:00Z")}}, "as Ready"),
+    ],
+)
+def test_what_is_still_to_come_is_said(restart: Run, more: dict[str, Any], said: str) -> None:
+    result = restart("k3s-agent.service", more.pop("answers", {}), timeout=0, **more)
+    assert result["failed"] is True
+    assert said in result["msg"]
+
+
+def test_ready_since() -> None:
+    reported = node(lastHeartbeatTime="1970-01-01T00:01:40Z")
+    assert [ready_since(reported, when) for when in (99.0, 100.9, 101.0)] == [True, True, False]
+    assert not ready_since({"status": {}}, 0.0)
