@@ -478,7 +478,7 @@ def test_what_looks_like_vxlan_is_valid_and_is_for_nobody(kind: tuple[str, ...])
 
 
 def test_a_hundred_rounds_beside_live_traffic() -> None:
-    """Five runs at a time, twenty times, while pods' requests cross a VXLAN device and servers listen on probed ports."""
+    """Five runs at a time, twenty times, while requests cross a VXLAN device and servers listen on probed ports."""
     inner = {A: "10.42.1.1", B: "10.42.2.1"}
     with ExitStack() as stack:
         for here, there in ((A, B), (B, A)):
