@@ -117,7 +117,7 @@ def by_ansible(nodes: dict[str, tuple[str, str]], directory: Path) -> dict[str, 
         wrapper.write_text(f"#!/bin/sh\nexec ip netns exec {namespace} unshare --uts sh -c '{inner}' sh \"$@\"\n")
         wrapper.chmod(0o700)
         hosts[name] = {"ansible_connection": "local", "ansible_python_interpreter": str(wrapper)}
-    members = [{"name": name, "internal_ip": address} for name, (_, address) in nodes.items()]
+    members = [{"name": name, "internal_ip": address, "labels": {}} for name, (_, address) in nodes.items()]
     kept = directory / "kept.json"
     variables = {"members": members, "kept": str(kept)}
     (directory / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": variables}}))

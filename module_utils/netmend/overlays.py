@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from . import sample
 from .model import ClusterFacts, Crossing, Moved, NodeFacts, OverlayVerdict, Underlay, UnderlayPair, UnderlayReport
 from .parse.iptables import parse_rule
 from .underlay_packets import ICMP_ERROR, IPIP, KINDS, ROUNDS, ROUTED, TCP, UDP, Kind
 
-PEERS = 16  # of one node, at most: the cost of a round for a node does not grow with the cluster
+ZONE = "topology.kubernetes.io/zone"  # a node's label
 ENOUGH = 0.8  # of the packets: what may get lost by chance without being a fault
 
 # Bytes before what pods send: VXLAN's Ethernet, VXLAN, UDP and IP headers (RFC 7348), IP in IP's one (RFC 2003),
@@ -101,31 +102,25 @@ def plan_round(
 ) -> Dict[str, Dict[str, object]]:
     """Node -> the arguments of its netmend_underlay. Without a call to tell the clock by, it is taken for the same.
 
-    Every node has those for peers that have it, so that both directions of a pair are known: all others, or, in a large
-    cluster, its neighbours in the ring of names.
+    Every node has those for peers that have it, so that both directions of a pair are known: all others, or a sample in
+    a large cluster.
     """
-    members = [(node["name"], node["internal_ip"]) for node in cluster["nodes"]]
-    taking = sorted((name, address) for name, address in members if name in nodes and address)
+    taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
+    peers = sample.peers({name: node["labels"].get(ZONE, "") for name, node in taking.items()})
     start, offsets = now + lead(calls.values()), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}
-    for index, (name, address) in enumerate(taking):
-        peers = [{"node": peer, "address": theirs} for peer, theirs in _around(taking, index)]
+    for name, node in taking.items():
         clock = offsets.get(name, Clock(0.0, 0.0))
         planned[name] = {
             "run": run,
             "node": name,
-            "address": address,
-            "peers": peers,
+            "address": node["internal_ip"],
+            "peers": [{"node": peer, "address": taking[peer]["internal_ip"]} for peer in peers[name]],
             "start": start + clock.offset,
             "vni": unused,
         }
     return planned
-
-
-def _around(ring: Sequence[Tuple[str, str]], index: int) -> List[Tuple[str, str]]:
-    others = [*ring[index + 1 :], *ring[:index]]
-    return others if len(others) <= PEERS else [*others[: PEERS // 2], *others[-PEERS // 2 :]]
 
 
 def _unused_vni(nodes: Iterable[NodeFacts]) -> int:

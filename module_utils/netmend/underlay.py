@@ -243,12 +243,12 @@ class _Round:
     # --- listening ---
 
     def _listen(self, until: float, until_all_were_heard: bool = False) -> None:
-        """Takes what comes until then (seconds since the epoch); at least what is there already."""
+        """Takes what comes until then (seconds since the epoch), and what is there already."""
         deadline = time.monotonic() + until - time.time()
-        while True:
+        while self.awaited or not until_all_were_heard:
             for sock in self.ends.ready(deadline - time.monotonic()):
                 self._read(sock)
-            if time.monotonic() >= deadline or (until_all_were_heard and not self.awaited):
+            if time.monotonic() >= deadline:
                 return
 
     def _read(self, sock: socket.socket) -> None:

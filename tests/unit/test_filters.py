@@ -27,7 +27,7 @@ def host(name: str, skew: float = 0.0) -> dict[str, Any]:
 @pytest.fixture
 def facts() -> dict[str, Any]:
     nodes = {name: host(name)["netmend_node_info"]["netmend_node"] for name in ADDRESSES}
-    members = [{"name": name, "internal_ip": address} for name, address in ADDRESSES.items()]
+    members = [{"name": name, "internal_ip": address, "labels": {}} for name, address in ADDRESSES.items()]
     return {"expected_nodes": list(ADDRESSES), "nodes": nodes, "cluster": {"nodes": members}}
 
 

@@ -6,7 +6,8 @@ import json
 from typing import Any, Callable
 
 import pytest
-from ansible.module_utils.netmend.overlays import PEERS, Call, Clock, clocks, evaluate, lead, passing, plan_round
+from ansible.module_utils.netmend.overlays import Call, Clock, clocks, evaluate, lead, passing, plan_round
+from ansible.module_utils.netmend.sample import PEERS
 from ansible.module_utils.netmend.underlay import GRACE, LONGEST_CALL, LONGEST_WAIT, WINDOW
 
 NODES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
@@ -67,7 +68,7 @@ def test_nobody_waits_longer_than_the_call_may_take() -> None:
 def members(names: Any) -> tuple[Any, Any]:
     names = list(names)
     addresses = {name: f"10.0.{number // 256}.{number % 256}" for number, name in enumerate(names)}
-    cluster = {"nodes": [{"name": name, "internal_ip": address} for name, address in addresses.items()]}
+    cluster = {"nodes": [{"name": name, "internal_ip": address, "labels": {}} for name, address in addresses.items()]}
     return {name: {"interfaces": []} for name in names}, cluster
 
 
