@@ -193,6 +193,10 @@ netmend_connectivity:
       elements: dict
       sample:
         - {backend: nft, table: filter, chain: FORWARD, index: 3, spec: -j DROP, packets: 2}
+    counters:
+      description: The kernel's counters of packets that it dropped itself, as far as they rose, and by how much.
+      type: dict
+      sample: {Udp.InCsumErrors: 3}
 met:
   description: Whether all outcomes were as expected.
   returned: always
