@@ -195,8 +195,8 @@ netmend_connectivity:
         - {backend: nft, table: filter, chain: FORWARD, index: 3, spec: -j DROP, packets: 2}
     risen:
       description:
-        - The kernel's counters of packets that were lost without a rule (by the reverse path filter, or in connection
-          tracking), and by how much they rose; those that did. Other traffic of the node counts as well.
+        - The kernel's counters of packets that were lost without a rule (damaged, by the reverse path filter, or in
+          connection tracking), and by how much they rose; those that did. Other traffic of the node counts as well.
       type: dict
       sample: {TcpExt.IPReversePathFilter: 12}
 met:

@@ -664,3 +664,18 @@ def test_a_wrong_declaration_is_named(change: Any, message: str) -> None:
     probe: Probe = {"id": "it", "protocol": "tcp", "address": "192.0.2.1", "port": 80}
     assert problem(probe) == ""
     assert problem({**probe, **change}).startswith(message)
+
+
+def test_datagrams_with_a_bad_checksum_are_counted(namespace: Any) -> None:
+    namespace("ip", "link", "set", "lo", "up")
+    counted = namespace.python(
+        "import socket, struct\n"
+        "from ansible.module_utils.netmend.probe import losses\n"
+        "before = losses()\n"
+        "datagram = struct.pack('!4H', 4000, 4001, 12, 0x1234) + b'data'\n"
+        "with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:\n"
+        "    sock.sendto(datagram, ('127.0.0.1', 0))\n"
+        "while losses() == before: pass\n"
+        "print(losses()['Udp.InCsumErrors'] - before['Udp.InCsumErrors'])"
+    )
+    assert counted == "1\n"
