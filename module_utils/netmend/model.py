@@ -337,6 +337,13 @@ class Row(TypedDict):
     sources: Dict[str, Line]  # by node
 
 
+class Coverage(TypedDict):
+    """A large cluster is measured by a sample of its pairs."""
+
+    peers: int  # that every node probed at least
+    others: int  # that it could have probed
+
+
 class Matrix(TypedDict):
     ok: int
     total: int

@@ -13,7 +13,6 @@ from .model import ClusterFacts, Crossing, Moved, NodeFacts, OverlayVerdict, Und
 from .parse.iptables import parse_rule
 from .underlay_packets import ICMP_ERROR, IPIP, KINDS, ROUNDS, ROUTED, TCP, UDP, Kind
 
-ZONE = "topology.kubernetes.io/zone"  # a node's label
 ENOUGH = 0.8  # of the packets: what may get lost by chance without being a fault
 
 # Bytes before what pods send: VXLAN's Ethernet, VXLAN, UDP and IP headers (RFC 7348), IP in IP's one (RFC 2003),
@@ -106,7 +105,7 @@ def plan_round(
     a large cluster.
     """
     taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
-    peers = sample.peers({name: node["labels"].get(ZONE, "") for name, node in taking.items()})
+    peers = sample.peers(sample.zones(taking.values()))
     start, offsets = now + lead(calls.values()), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}

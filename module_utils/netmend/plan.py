@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import count
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, cast
 
+from . import sample
 from .model import (
     Check,
     ClusterFacts,
+    Coverage,
     Line,
     Matrix,
     Node,
@@ -36,14 +38,19 @@ _OVERLAY_DEVICES = ("tunl0", "vxlan.calico", "flannel.1", "cni0")
 
 
 def plan_matrix(
-    nodes: Dict[str, NodeFacts], cluster: ClusterFacts, rows: Optional[Iterable[str]] = None
+    nodes: Dict[str, NodeFacts],
+    cluster: ClusterFacts,
+    rows: Optional[Iterable[str]] = None,
+    *,
+    all_pairs: bool = False,
 ) -> List[Probe]:
     """All probes of a run, of all rows or of some.
 
-    ``nodes`` are the facts by the node's name in the cluster. Every node with facts is a source, every node of the
-    cluster a target. A cell for which the facts name no pod, process or Service is absent.
+    ``nodes`` are the facts by the node's name in the cluster. Every node with facts is a source, and probes itself and
+    all other nodes of the cluster; in a large cluster a sample of them, unless ``all_pairs`` are wanted. A cell for
+    which the facts name no pod, process or Service is absent.
     """
-    view = _View(nodes, cluster)
+    view = _View(nodes, cluster, all_pairs)
     wanted = set(ROWS if rows is None else rows)
     return [
         Probe(id=_identifier(row, probe), row=row, timeout=TIMEOUT, expect="ok", **probe)
@@ -59,6 +66,17 @@ def by_node(probes: Iterable[Probe]) -> Dict[str, List[Probe]]:
     for probe in probes:
         nodes.setdefault(probe["source_node"], []).append(probe)
     return nodes
+
+
+def coverage(probes: Iterable[Probe], cluster: ClusterFacts) -> Coverage:
+    """Of how many other nodes every node probed at least so many."""
+    probed: Dict[str, Set[str]] = {}
+    for probe in probes:
+        if probe["row"] == "host-host":
+            probed.setdefault(probe["source_node"], set()).add(probe["target_node"])
+    others = sum(bool(node["internal_ip"]) for node in cluster["nodes"]) - 1
+    peers = min((len(targets - {source}) for source, targets in probed.items()), default=0)
+    return Coverage(peers=peers, others=others)
 
 
 def met(probe: Probe, observation: Observation) -> bool:
@@ -159,10 +177,11 @@ class _Inside(NamedTuple):
 class _View:
     """The facts, looked up and ranked once."""
 
-    def __init__(self, nodes: Dict[str, NodeFacts], cluster: ClusterFacts) -> None:
+    def __init__(self, nodes: Dict[str, NodeFacts], cluster: ClusterFacts, all_pairs: bool) -> None:
         self.nodes = nodes
         self.sources = sorted(nodes)
-        self.targets = [node for node in cluster["nodes"] if node["internal_ip"]]
+        self._members = {node["name"]: node for node in cluster["nodes"] if node["internal_ip"]}
+        self._peers = sample.peers(sample.zones(self._members.values()), all_pairs)
         self.dns_ip = cluster["dns_ip"]
         self.domain = _cluster_domain(nodes)
         # A policy may forbid what a probe asks, rightly so: pods of namespaces without any tell more of the network.
@@ -173,6 +192,16 @@ class _View:
 
     def restricted(self, pod: Pod) -> bool:
         return pod["namespace"] in self._restricted
+
+    def targets(self, source: str) -> Iterator[Node]:
+        """The node itself, if it is of the cluster, and those that it is to probe: servers each other in any case."""
+        wanted = {source, *self._peers.get(source, ())}
+        for name, node in self._members.items():
+            if name in wanted or node["role"] == self._role(source) == "server":
+                yield node
+
+    def _role(self, node: str) -> str:
+        return self._members[node]["role"] if node in self._members else ""
 
     def listener(self, node: str, other_than: Optional[Pod] = None) -> Optional[_Listener]:
         """The pod that stands for a node, the same in every run."""
@@ -282,7 +311,7 @@ def _identifier(row: str, probe: Probe) -> str:
 
 def _host_host(view: _View) -> Iterator[Probe]:
     for source in view.sources:
-        for node in view.targets:
+        for node in view.targets(source):
             probe = Probe(source_node=source, target_node=node["name"], address=node["internal_ip"])
             if node["name"] != source:
                 yield Probe(**probe, protocol="icmp")
@@ -297,7 +326,7 @@ def _host_host(view: _View) -> Iterator[Probe]:
 
 def _host_pod(view: _View) -> Iterator[Probe]:
     for source in view.sources:
-        for node in view.targets:
+        for node in view.targets(source):
             listener = view.listener(node["name"])
             if listener:
                 yield _to_pod(Probe(source_node=source), node, listener)
@@ -309,7 +338,7 @@ def _host_pod(view: _View) -> Iterator[Probe]:
 
 def _pod_pod(view: _View) -> Iterator[Probe]:
     for start in _from_pods(view):
-        for node in view.targets:
+        for node in view.targets(start["source_node"]):
             inside = view.inside[start["source_node"]]
             listener = view.listener(node["name"], other_than=inside.pod if inside else None)
             if listener:
@@ -374,7 +403,7 @@ def _node_nodeport(view: _View) -> Iterator[Probe]:
     ]
     for source in view.sources:
         for service, port in ports[:_NODE_PORTS]:
-            for node in view.targets:
+            for node in view.targets(source):
                 if _answers_on(service, node):
                     yield Probe(
                         source_node=source,

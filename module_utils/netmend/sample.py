@@ -8,10 +8,17 @@ nodes give the same sample, so that two runs can be compared.
 from __future__ import annotations
 
 from itertools import permutations, zip_longest
-from typing import Dict, List, Mapping, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 
+from .model import Node
+
+ZONE = "topology.kubernetes.io/zone"  # a node's label
 ALL_UP_TO = 49  # nodes
 PEERS = 8  # of each node in a sample; an even number
+
+
+def zones(nodes: Iterable[Node]) -> Dict[str, str]:
+    return {node["name"]: node["labels"].get(ZONE, "") for node in nodes}
 
 
 def peers(zones: Mapping[str, str], everything: bool = False) -> Dict[str, List[str]]:
@@ -26,11 +33,6 @@ def peers(zones: Mapping[str, str], everything: bool = False) -> Dict[str, List[
     for source, target in sorted(pairs):
         found[source].append(target)
     return found
-
-
-def chance(nodes: int, peers_of_each: int) -> float:
-    """How likely a fault of a single ordered pair is in the sample; one of a whole node always is."""
-    return 1.0 if nodes < 2 else min(1.0, peers_of_each / (nodes - 1))
 
 
 def _interleaved(zones: Mapping[str, str]) -> List[str]:

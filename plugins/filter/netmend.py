@@ -56,9 +56,10 @@ def netmend_facts(hosts: Hosts) -> dict[str, Any]:
     return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(clusters[0], nodes)}
 
 
-def netmend_plan(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """{"nodes", "cluster"} -> the matrix's probes."""
-    return [dict(probe) for probe in plan.plan_matrix(facts["nodes"], facts["cluster"])]
+def netmend_plan(facts: Mapping[str, Any], all_pairs: bool = False) -> dict[str, list[Any]]:
+    """{"nodes", "cluster"} -> the matrix's probes, by the node that is to run them."""
+    facts = _plain(facts)
+    return plan.by_node(plan.plan_matrix(facts["nodes"], facts["cluster"], all_pairs=all_pairs))
 
 
 def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, A
 
 
 def netmend_diagnose(
-    facts: Mapping[str, Any], probes: list[Any], hosts: Hosts, remove_foreign_rules: bool = False
+    facts: Mapping[str, Any], probes: Mapping[str, Any], hosts: Hosts, remove_foreign_rules: bool = False
 ) -> dict[str, Any]:
     """Facts, probes and the hosts' observations -> report.Judgement."""
     hosts = list(hosts)
@@ -79,13 +80,16 @@ def netmend_diagnose(
         result = _plain(host.get("netmend_connectivity", {}).get("netmend_connectivity"))
         if result:
             results[result["node"]] = result
-    probes = _plain(probes)
+    probes = [probe for of_node in _plain(probes).values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
     run = {**_plain(facts), "probes": probes, "results": results}
     findings = diagnose({**run, "underlay": underlay} if underlay else run)
     passing = underlay["overlays"] if underlay else {}
     matrix = plan.summarise(probes, results)
-    return report.judge(matrix, findings, remove_foreign_rules=remove_foreign_rules, overlays=passing)
+    coverage = plan.coverage(probes, _plain(facts["cluster"]))
+    return report.judge(
+        matrix, findings, remove_foreign_rules=remove_foreign_rules, coverage=coverage, overlays=passing
+    )
 
 
 def _underlay(hosts: Hosts, members: list[str]) -> Any:

@@ -52,13 +52,13 @@ def test_a_diagnosis_says_which_overlays_can_work(
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
     hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
-    judgement = filters.netmend_diagnose(facts, [], hosts)
+    judgement = filters.netmend_diagnose(facts, {}, hosts)
     assert (judgement["overlays"]["ipip"]["verdict"], judgement["overlays"]["ipip"]["mtu"]) == ("works", 1430)
     assert runs[0]["underlay"]["overlays"] == judgement["overlays"]
 
     hosts[1]["netmend_underlay"] = {"unreachable": True, "msg": "gone"}
-    assert filters.netmend_diagnose(facts, [], hosts)["overlays"]["ipip"]["verdict"] == "unknown"
+    assert filters.netmend_diagnose(facts, {}, hosts)["overlays"]["ipip"]["verdict"] == "unknown"
 
     skipped = [{**each, "netmend_underlay": {"skipped": True}} for each in hosts]
-    assert filters.netmend_diagnose(facts, [], skipped)["overlays"] == {}
+    assert filters.netmend_diagnose(facts, {}, skipped)["overlays"] == {}
     assert "underlay" not in runs[-1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.netmend.model import ClusterFacts, Matrix, NodeFacts, Pod, Probe, Service
-from ansible.module_utils.netmend.plan import by_node, met, plan_matrix, summarise
+from ansible.module_utils.netmend.plan import by_node, coverage, met, plan_matrix, summarise
 
 SERVER, AGENT1, AGENT2 = "k3s-master-01", "k3s-worker-01", "k3s-worker-02"
 ADDRESSES = {SERVER: "10.0.0.100", AGENT1: "10.0.0.110", AGENT2: "10.0.0.111"}
@@ -38,7 +38,7 @@ def service(name: str, address: str, port: int, *pods: Pod, namespace: str = "ke
 
 def cluster(pods: list[Pod], services: list[Service], **more: Any) -> ClusterFacts:
     nodes = [
-        {"name": name, "role": "server" if name == SERVER else "agent", "internal_ip": address}
+        {"name": name, "role": "server" if name == SERVER else "agent", "internal_ip": address, "labels": {}}
         for name, address in ADDRESSES.items()
     ]
     facts = {"nodes": nodes, "pods": pods, "services": services, "network_policies": [], "dns_ip": "10.43.0.10"}
@@ -253,6 +253,22 @@ def test_a_local_node_port_is_asked_only_where_it_answers() -> None:
     local = service("web", "10.43.7.7", 80, WEB[1], ports=NODE_PORTS, external_traffic_policy="Local")
     probes = only("node-nodeport", facts=cluster(WEB, [local]))
     assert {probe["target_node"] for probe in probes} == {AGENT1}
+
+
+def test_a_large_cluster_is_measured_by_a_sample_and_servers_among_each_other() -> None:
+    names = [f"n{number:03}" for number in range(200)]
+    members = [
+        {"name": name, "role": "server" if name < "n003" else "agent", "internal_ip": f"10.0.{i}.1", "labels": {}}
+        for i, name in enumerate(names)
+    ]
+    facts = cluster([], [], nodes=members)
+    nodes = {name: node(name) for name in names}
+    probes = plan_matrix(nodes, facts, ["host-host"])
+    assert coverage(probes, facts) == {"peers": 8, "others": 199}
+    by_server = {probe["target_node"] for probe in probes if probe["source_node"] == "n000"}
+    assert by_server >= {"n000", "n001", "n002"}
+    whole = plan_matrix(nodes, facts, ["host-host"], all_pairs=True)
+    assert coverage(whole, facts) == {"peers": 199, "others": 199}
 
 
 def test_by_node() -> None:

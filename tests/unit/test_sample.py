@@ -42,8 +42,3 @@ def test_a_sample_is_balanced_and_joins_all_zones(zones):
 def test_the_order_in_which_nodes_come_is_no_matter():
     zones = cluster(30, 30)
     assert sample.peers(dict(reversed(zones.items()))) == sample.peers(zones)
-
-
-def test_how_sure_a_sample_is():
-    assert sample.chance(200, 8) == pytest.approx(8 / 199)
-    assert sample.chance(5, 4) == sample.chance(1, 0) == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, TypedDict
 
 from ..diagnose.registry import is_gate
-from ..model import ClusterFacts, Finding, Matrix, OverlayVerdict, Remedy
+from ..model import ClusterFacts, Coverage, Finding, Matrix, OverlayVerdict, Remedy
 
 SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
 
@@ -32,6 +32,7 @@ class Judgement(TypedDict):
     remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
     score: float  # percent of the matrix's probes that met their expectation
     healthy: bool  # nothing found, and every probe as expected
+    coverage: Optional[Coverage]
     overlays: Dict[str, OverlayVerdict]  # what can carry pods' packets between all nodes; empty: not measured
 
 
@@ -85,6 +86,7 @@ def judge(
     findings: Sequence[Finding],
     *,
     remove_foreign_rules: bool = False,
+    coverage: Optional[Coverage] = None,
     overlays: Optional[Mapping[str, OverlayVerdict]] = None,
 ) -> Judgement:
     """A measurement's matrix and findings -> what they ask for.
@@ -109,6 +111,7 @@ def judge(
         "remedies": remedies,
         "score": _rounded(score),
         "healthy": healthy,
+        "coverage": coverage,
         "overlays": dict(overlays or {}),
     }
 

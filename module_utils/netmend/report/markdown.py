@@ -9,7 +9,7 @@ from ..overlays import passing
 from . import Judgement, Named, Report
 from .changes import gathered
 from .matrix import named, sentences
-from .text import remedy
+from .text import remedy, sampled
 
 PLACES = 12  # of a finding
 SENTENCES = 10  # of a row
@@ -64,7 +64,8 @@ def _matrix(now: Judgement, before: Optional[Judgement]) -> List[str]:
             was = before["matrix"]["rows"].get(name)
             cells.insert(0, f"{was['ok']} of {was['total']}" if was else "")
         lines.append(f"| {_escaped(name)} | {' | '.join(cells)} |")
-    return ["## Matrix", "\n".join(lines)]
+    said = sampled(now["coverage"])
+    return ["## Matrix", "\n".join(lines), *([_escaped(said)] if said else [])]
 
 
 def _changes(report: Report) -> List[str]:

@@ -10,6 +10,7 @@ from ..overlays import TITLES
 from . import Judgement, Report
 from .changes import Same, gathered
 from .matrix import MEANINGS, sentences
+from .text import sampled
 from .topology import Picture, picture
 
 SENTENCES = 20  # of one row
@@ -46,6 +47,7 @@ def context(report: Report) -> Dict[str, Any]:
             RowLine(name, MEANINGS.get(name, ""), before["matrix"]["rows"].get(name) if before else None, row)
             for name, row in now["matrix"]["rows"].items()
         ],
+        "sampled": sampled(now["coverage"]),
         "overlay_titles": TITLES,
         "left": {finding["fault"] for finding in now["findings"]},
         "changes": changes,

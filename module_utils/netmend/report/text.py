@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Optional
 
-from ..model import Matrix, OverlayVerdict, Remedy
+from ..model import Coverage, Matrix, OverlayVerdict, Remedy
 from ..overlays import passing
 from . import Change, Judgement, Named, Report
 from .matrix import Seen, cells, destinations, named, sentences
@@ -19,7 +19,8 @@ PLACES = 12  # of a finding
 
 def measured(judgement: Judgement) -> str:
     """The matrix and the findings, for a terminal of 120 columns."""
-    lines = _matrix_lines(judgement["matrix"]) + _overlay_lines(judgement["overlays"])
+    lines = _matrix_lines(judgement["matrix"]) + _coverage_lines(judgement["coverage"])
+    lines += _overlay_lines(judgement["overlays"])
     return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
 
 
@@ -38,6 +39,22 @@ def _matrix_lines(matrix: Matrix) -> List[str]:
         lines.append(f"  {name:<16} {row['ok']:>4} of {row['total']:<4} {'ok' if good else 'NOT OK'}")
         lines += [] if good else _row_lines(matrix, name)
     return lines
+
+
+def _coverage_lines(coverage: Optional[Coverage]) -> List[str]:
+    said = sampled(coverage)
+    return [f"  {said}"] if said else []
+
+
+def sampled(coverage: Optional[Coverage]) -> str:
+    """How sure a sample is; "" where all pairs were measured."""
+    if not coverage or coverage["peers"] >= coverage["others"]:
+        return ""
+    return (
+        f"A sample: each node probed {coverage['peers']} of {coverage['others']} others. What is wrong with a node is "
+        f"in it for certain, what is wrong with a single pair by {coverage['peers'] / coverage['others']:.0%}; "
+        "netmend_all_pairs=true measures all."
+    )
 
 
 def _overlay_lines(measured: Dict[str, OverlayVerdict]) -> List[str]:

@@ -36,7 +36,7 @@ def facts(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         high, low = divmod(number, 250)
         address = f"10.0.{high}.{low + 1}"
         role = "server" if "master" in name else "agent"
-        members_.append({"name": name, "role": role, "internal_ip": address, "ready": True})
+        members_.append({"name": name, "role": role, "labels": {}, "internal_ip": address, "ready": True})
         own = [
             {
                 "namespace": "keybuzz", "name": f"{kind}-{number}", "uid": f"{kind}-{number}", "node": name,
@@ -47,7 +47,7 @@ def facts(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         ]  # fmt: skip
         pods += own
         nodes[name] = {
-            "name": name, "interfaces": [], "k3s": {"config": {}},
+            "name": name, "sockets": [], "interfaces": [], "k3s": {"config": {}},
             "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in own],
         }  # fmt: skip
     web = [pod for pod in pods if pod["name"].startswith("web")]

@@ -55,7 +55,7 @@ def test_junit_says_what_failed_and_what_was_found() -> None:
     root = ET.fromstring(junit.render(SICK))
     failed = {(case.attrib["classname"], case.attrib["name"]): case[0] for case in root.iter("testcase") if len(case)}
     failure = failed["netmend.pod-pod", f"from {WORKER}"]
-    assert failure.attrib == {"message": "2 of 3 probes not as expected", "type": "timeout"}
+    assert failure.attrib == {"message": "4 of 5 probes not as expected", "type": "timeout"}
     assert failure.text
     assert failure.text.splitlines()[0] == "to k3s-master-01 tcp/8080 at 10.42.0.5: timeout (no answer to SYN)"
     first, second = (
@@ -95,7 +95,7 @@ def parsed(text: str) -> dict[str, float]:
 def test_prometheus_of_a_healthy_cluster() -> None:
     samples = parsed(prometheus.render(HEALTHY))
     assert samples["netmend_score_ratio"] == samples["netmend_healthy"] == 1
-    assert samples['netmend_probes{row="pod-pod",outcome="ok",met="true"}'] == 9
+    assert samples['netmend_probes{row="pod-pod",outcome="ok",met="true"}'] == 15
     assert samples["netmend_run_timestamp_seconds"] == 1795230765  # date --date 2026-11-21T03:12:45Z +%s
     assert not any("findings" in name for name in samples)
 
@@ -104,7 +104,7 @@ def test_prometheus_of_a_sick_cluster() -> None:
     samples = parsed(prometheus.render(SICK))
     assert samples["netmend_healthy"] == 0
     assert 0 < samples["netmend_score_ratio"] < 1
-    assert samples['netmend_probes{row="pod-pod",outcome="timeout",met="false"}'] == 4
+    assert samples['netmend_probes{row="pod-pod",outcome="timeout",met="false"}'] == 8
     assert samples['netmend_findings{fault="vxlan-dropped-by-host"}'] == 2
     total = sum(value for name, value in samples.items() if name.startswith("netmend_probes{"))
     assert total == SICK["now"]["matrix"]["total"]
@@ -127,13 +127,13 @@ def test_markdown_holds_verdict_findings_matrix_and_changes() -> None:
     text = markdown.render(MENDED)
     assert text.startswith("# netmend: Mended: vxlan-dropped-by-host. ")
     assert "## Findings\n\nNone.\n\n## Findings before\n\n### 1. The node's own firewall drops VXLAN\n" in text
-    assert "| pod-pod | 5 of 9 | 9 of 9 |  |" in text
+    assert "| pod-pod | 7 of 15 | 15 of 15 |  |" in text
     assert "```diff\n  To Action From\n  22/tcp ALLOW Anywhere\n+ 8472/udp" in text
 
 
 def test_markdown_names_failing_paths_and_the_command() -> None:
     text = markdown.render(SICK)
-    assert "| pod-pod | 5 of 9 | k3s-worker-002 to k3s-master-01, k3s-worker-001: timeout (tcp/8080)<br>" in text
+    assert "| pod-pod | 7 of 15 | k3s-worker-002 to k3s-master-01, k3s-worker-001: timeout (tcp/8080, mtu)<br>" in text
     assert "```sh\nufw allow\n```" in text
 
 

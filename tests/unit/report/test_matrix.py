@@ -47,12 +47,12 @@ def test_sentences() -> None:
     one = sample.measured(3, sample.overlay_to("k3s-worker-002"))["matrix"]
     assert sentences(one, "host-host") == []
     assert sentences(one, "pod-pod") == [
-        "k3s-worker-002 to k3s-master-01, k3s-worker-001: timeout (tcp/8080)",
-        "k3s-master-01, k3s-worker-001 to k3s-worker-002: timeout (tcp/8080)",
+        "k3s-worker-002 to k3s-master-01, k3s-worker-001: timeout (tcp/8080, mtu)",
+        "k3s-master-01, k3s-worker-001 to k3s-worker-002: timeout (tcp/8080, mtu)",
     ]
     every = sample.measured(9, everything)["matrix"]
     assert sentences(every, "pod-pod", most=2) == [
-        "each of k3s-master-01, k3s-master-02 and 7 more to each other: timeout (tcp/8080)"
+        "each of k3s-master-01, k3s-master-02 and 7 more to each other: timeout (tcp/8080, mtu)"
     ]
 
 

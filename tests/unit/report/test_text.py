@@ -39,6 +39,13 @@ def test_overlays_are_named_where_one_does_not_pass() -> None:
     assert "Overlays" not in text.measured(sample.measured(1))
 
 
+def test_a_sample_says_how_sure_it_is() -> None:
+    assert "A sample" not in text.measured({**HEALTHY, "coverage": {"peers": 2, "others": 2}})
+    said = text.measured({**HEALTHY, "coverage": {"peers": 8, "others": 199}})
+    assert "each node probed 8 of 199 others" in said
+    assert "what is wrong with a single pair by 4%" in said
+
+
 def test_many_nodes_fit_the_terminal() -> None:
     sick = sample.sick(40, sample.overlay_to("k3s-worker-020"), [sample.finding([f"n{n}" for n in range(200)])])
     shown = text.render(sick)
