@@ -33,7 +33,7 @@ Hosts = Iterable[Mapping[str, Any]]
 
 
 def netmend_facts(hosts: Hosts) -> dict[str, Any]:
-    """The hosts' variables -> {"expected_nodes", "nodes", "cluster"} of a Run.
+    """The hosts' variables -> {"expected_nodes", "nodes", "cluster"} of a Run, and "server": whose API was asked.
 
     Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
     """
@@ -47,13 +47,14 @@ def netmend_facts(hosts: Hosts) -> dict[str, Any]:
             nodes[name] = facts
         answer = host.get("netmend_cluster_info", {})
         if "netmend_cluster" in answer:
-            clusters.append(_plain(answer["netmend_cluster"]))
+            clusters.append((host["inventory_hostname"], _plain(answer["netmend_cluster"])))
         elif answer.get("msg"):
             refusals.append(f"{name}: {answer['msg']}")
     if not clusters:
         said = "; ".join(refusals) or "No server could be reached."
         raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")
-    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(clusters[0], nodes)}
+    server, cluster = clusters[0]
+    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(cluster, nodes), "server": server}
 
 
 def netmend_plan(facts: Mapping[str, Any], all_pairs: bool = False) -> dict[str, list[Any]]:
