@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -33,8 +32,6 @@ def main(argv: list[str]) -> int:
     """Runs one command; the name it is called by may be the command, as with K3s's links. Returns the exit status."""
     called = Path(argv[0]).name
     words = argv[1:] if called not in ("kubectl", "crictl", "ctr") else [called, *argv[1:]]
-    if words[:1] not in (["server"], ["agent"]):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         return _run(words)
     except Fatal as problem:
