@@ -120,7 +120,7 @@ def _labels(service: Service) -> str:
 
 def _remedy(service: Optional[Service], pods: List[Pod]) -> Remedy:
     if not service:
-        text = "Install a DNS for the cluster; K3s brings CoreDNS unless it is told to disable it"
+        text = "Install a DNS for the cluster; K3s brings CoreDNS unless it is told to disable it."
         return Remedy(role="", nodes=[], text=text)
     kubectl, labels = f"k3s kubectl -n {service['namespace']}", _labels(service)
     if not pods:
@@ -128,13 +128,13 @@ def _remedy(service: Optional[Service], pods: List[Pod]) -> Remedy:
             role="",
             nodes=[],
             command=f"{kubectl} scale deployment -l {labels} --replicas=1",
-            text="Scale CoreDNS up; where its Deployment is gone, a restart of K3s on a server applies its own again",
+            text="Scale CoreDNS up; where its Deployment is gone, a restart of K3s on a server applies its own again.",
         )
     return Remedy(
         role="",
         nodes=[],
         command=f"{kubectl} describe pods -l {labels}; {kubectl} logs -l {labels}",
-        text="Mend what else was found; then see why CoreDNS's pods are not ready, and mend that",
+        text="Mend what else was found; then see why CoreDNS's pods are not ready, and mend that.",
     )
 
 
@@ -143,13 +143,13 @@ def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> R
     nodes = list(dict.fromkeys([node, *ends]))
     direct = [probe for probe in own if probe.get("target_pod")]
     if direct and all(probe not in failed for probe in direct):
-        text = "Only the Service's address fails: look there at kube-proxy's rules and at conntrack's entries for it"
+        text = "Only the Service's address fails: look there at kube-proxy's rules and at conntrack's entries for it."
         return Remedy(role="", nodes=[node], command="conntrack -L -p udp --orig-port-dst 53", text=text)
     only_udp = all(probe["protocol"] == "dns-udp" for probe in failed)
     text = (
         f"Look on {', '.join(nodes)} for what stops port 53{' by UDP alone' if only_udp else ''}: a rule of nftables "
         "that is not in iptables' tables, or a program that handles packets itself. To tell at which end: tcpdump "
-        "port 53 on CoreDNS's node"
+        "port 53 on CoreDNS's node."
     )
     return Remedy(role="", nodes=nodes, command="nft list ruleset | grep -n 53", text=text)
 

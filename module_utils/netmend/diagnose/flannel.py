@@ -100,7 +100,7 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 command=f"ethtool -K {device} tx-checksum-ip-generic off",
                 text=f"Turn checksum offload of {device} off on the sending nodes. If UdpInCsumErrors of the receivers "
                 "then stands still, keep it off by a udev rule; if it goes on to rise, the network between the nodes "
-                "damages the packets: turn offload on again, and take it to whoever runs that network",
+                "damages the packets: turn offload on again, and take it to whoever runs that network.",
             ),
             confidence=0.9,
             explains=explained,
@@ -183,14 +183,14 @@ def _right_nic(case: Case, node: str, internal: str) -> Remedy:
     source = k3s["sources"].get("flannel-iface", "") if k3s and "flannel-iface" in k3s["config"] else ""
     if not k3s or not source.startswith("/"):
         where = f"in {source}" if source else "in /etc/rancher/k3s/config.yaml"
-        text = f"Set flannel-iface to {nic or 'the private card'} {where}, or node-ip to {internal}; then restart K3s"
+        text = f"Set flannel-iface to {nic or 'the private card'} {where}, or node-ip to {internal}; then restart K3s."
         return Remedy(role="", nodes=[node], text=text)
     change = f"s/^flannel-iface:.*/flannel-iface: {nic}/"
     return Remedy(
         role="",
         nodes=[node],
         command=f"sed -i '{change}' {source} && systemctl restart {k3s['unit']}",
-        text=f"Set the key flannel-iface in {source} to {nic}, and restart K3s",
+        text=f"Set the key flannel-iface in {source} to {nic}, and restart K3s.",
     )
 
 

@@ -96,7 +96,7 @@ def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: 
     if verdict.blocked:
         rule = verdict.rule
         remedy = removal(rule, verdict.backend, here) if rule.number else Remedy(role="", nodes=[here])
-        remedy["text"] = f"Let ICMP type 3 code 4 in, which {describe(case, here, verdict)} stops on {here}"
+        remedy["text"] = f"Let ICMP type 3 code 4 in, which {describe(case, here, verdict)} stops on {here}."
         return remedy
     clamp = "-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss"
     return Remedy(
@@ -104,18 +104,20 @@ def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: 
         nodes=[here],
         command=f"iptables -w -t mangle -A POSTROUTING -o {device} {clamp} {size - TCP_HEADERS}",
         text="Permit ICMP type 3 code 4 (fragmentation needed) on the hops between the nodes; where that cannot be "
-        "had, clamp TCP's segments on the nodes, which helps TCP alone",
+        "had, clamp TCP's segments on the nodes, which helps TCP alone.",
     )
 
 
 def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Remedy:
     if overlay.kind == "ipip":
-        text = f"Set Calico's MTU to {right} (FelixConfiguration, mtu; calico-config, veth_mtu), then recreate the pods"
+        text = (
+            f"Set Calico's MTU to {right} (FelixConfiguration, mtu; calico-config, veth_mtu), then recreate the pods."
+        )
         return Remedy(role="", nodes=[node], text=text)
     if not tunnel_too:
         text = (
             f"Recreate the pods there, whose MTU is to be {right}: Flannel's plugin takes it from "
-            "/run/flannel/subnet.env, unless an mtu stands in its conflist, which is then to go"
+            "/run/flannel/subnet.env, unless an mtu stands in its conflist, which is then to go."
         )
         return Remedy(role="", nodes=[node], command="grep FLANNEL_MTU /run/flannel/subnet.env", text=text)
     return Remedy(
@@ -123,7 +125,7 @@ def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Rem
         nodes=[node],
         command=f"ip link set {overlay.device} mtu {right}",
         text=f"Give {overlay.device} MTU {right}, restart K3s, which writes Flannel's MTU to /run/flannel/subnet.env "
-        "for new pods, and recreate the pods there",
+        "for new pods, and recreate the pods there.",
     )
 
 

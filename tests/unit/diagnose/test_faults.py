@@ -328,6 +328,7 @@ def test_a_fault_is_named_first_and_accounts_for_all_that_fails(captured, fault)
     assert finding["remedy"]["role"] == case.role
     assert set(finding["explains"]) == set(failed)
     assert all(sentence.endswith(".") for sentence in finding["evidence"] + finding["ruled_out"])
+    assert finding["remedy"]["text"].endswith(".")
     assert 0 < finding["confidence"] <= 1
 
 
