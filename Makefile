@@ -60,6 +60,10 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 test-faults: .venv ## Put each fault into a lab, find it, mend it
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory faults
 
+.PHONY: test-calico
+test-calico: .venv ## Hold Calico's stand-in against what real Calico does, on a lab
+	$(LAB) with calico --name test -- $(BIN)/pytest -v tests/calico
+
 .PHONY: molecule
 molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
 	$(LAB) with default --name test -- $(MOLECULE) --scenario-name $(SCENARIO)
