@@ -6,11 +6,11 @@ that nothing is pulled; lab/README.md says what is in them, and in what they dif
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from module_utils.netmend import calico_manifest
 from module_utils.netmend.calico_manifest import Calico, Options
@@ -83,7 +83,11 @@ def steps(calico: Calico) -> list[tuple[str, str]]:
     apply = "k3s kubectl apply --server-side --force-conflicts -f -"
     defined = " ".join(f"crd/{definition['metadata']['name']}" for definition in calico.definitions)
     return [
-        (apply, yaml.safe_dump_all(calico.definitions)),
+        (apply, _list(calico.definitions)),
         (f"k3s kubectl wait --for=condition=Established --timeout=60s {defined}", ""),
-        (apply, yaml.safe_dump_all([*calico.settings, *calico.objects])),
+        (apply, _list([*calico.settings, *calico.objects])),
     ]
+
+
+def _list(items: list[dict[str, Any]]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})

@@ -25,6 +25,10 @@ def newest():
     return upstream.calico(max(upstream.CALICO)).read_text()
 
 
+def documents(manifest):
+    return list(yaml.load_all(manifest, yaml.CSafeLoader))
+
+
 def one(calico, kind, name):
     (found,) = (o for o in calico.objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
     return found
@@ -86,7 +90,7 @@ def test_vxlan_takes_the_place_of_ipip(manifest):
 
 
 def test_pods_may_forward_and_the_rest_of_the_plugins_stays(manifest):
-    before = next(d for d in yaml.safe_load_all(manifest) if d["metadata"]["name"] == "calico-config")["data"]
+    before = next(d for d in documents(manifest) if d["metadata"]["name"] == "calico-config")["data"]
     after = config(patch(manifest, WITHOUT_BIRD._replace(mtu=1430)))
 
     def plugins(data):
@@ -119,7 +123,7 @@ def test_detection_and_selector_are_the_clusters(manifest):
 def test_what_is_not_patched_goes_through_as_it_is(manifest):
     patched = patch(manifest, WITHOUT_BIRD)
     changed = {("ConfigMap", "calico-config"), ("DaemonSet", "calico-node")}
-    before = [d for d in yaml.safe_load_all(manifest) if d]
+    before = documents(manifest)
     after = [*patched.definitions, *patched.objects]
     assert len(before) == len(after)
     for item in before:
@@ -132,7 +136,7 @@ def test_patching_twice_is_patching_once(manifest):
         options = WITHOUT_BIRD._replace(backend=backend, digests={"cni": DIGEST}, mtu=1400)
         once = patch(manifest, options)
         assert patch(manifest, options) == once
-        assert patch(yaml.safe_dump_all([*once.definitions, *once.objects]), options) == once
+        assert patch(yaml.dump_all([*once.definitions, *once.objects], Dumper=yaml.CSafeDumper), options) == once
 
 
 @pytest.mark.parametrize(

@@ -108,11 +108,12 @@ func (w world) birdConfiguration(configurations []bgpConfiguration) (string, err
 }
 
 protocol kernel {
+  learn;
   persist;
   scan time 2;
   graceful restart;
   ipv4 {
-    import none;
+    import all;
     export filter calico_kernel_programming;
   };
 }

@@ -100,7 +100,7 @@ func (w world) poolOf(cidr netip.Prefix) (ipPool, bool) {
 	return ipPool{}, false
 }
 
-// ownBlocks and peerBlocks are confirmed blocks of pools: the node's, and the others' by their node.
+// blocksOf are the confirmed blocks, the node's own or its peers', each with its node.
 func (w world) blocksOf(mine bool) map[netip.Prefix]string {
 	blocks := map[netip.Prefix]string{}
 	for _, affinity := range w.affinities {

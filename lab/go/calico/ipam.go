@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -229,8 +228,6 @@ func newBlock(cidr netip.Prefix, owner string) ipamBlock {
 	block.Spec.Affinity, block.Spec.AffinityClaimTime = &owner, &now
 	block.Spec.Allocations = make([]*int, size)
 	block.Spec.Attributes = []allocation{}
-	// The kernel's clock keeps numbers apart that a deleted and recreated block would have twice.
-	block.Spec.SequenceNumber = uint64(time.Now().UnixNano())
 	block.Spec.SequenceNumberForAllocation = map[string]uint64{}
 	for ordinal := range size {
 		block.Spec.Unallocated = append(block.Spec.Unallocated, ordinal)

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	whole "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -229,7 +230,8 @@ func (c collection[T]) write(item T) (*unstructured.Unstructured, error) {
 		return nil, err
 	}
 	content := map[string]any{}
-	if err := json.Unmarshal(text, &content); err != nil {
+	// The standard library would make a float of every number.
+	if err := whole.Unmarshal(text, &content); err != nil {
 		return nil, err
 	}
 	content["apiVersion"], content["kind"] = c.resource.GroupVersion().String(), c.kind
