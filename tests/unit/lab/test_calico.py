@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lab import build, calico, spec
 
@@ -78,5 +77,5 @@ def test_kinds_are_defined_before_their_objects_are_applied(objects):
     assert "apply --server-side" in define
     assert "apply --server-side" in apply
     assert "condition=Established" in wait
-    assert {d["kind"] for d in yaml.safe_load_all(definitions)} == {"CustomResourceDefinition"}
-    assert {"IPPool", "FelixConfiguration", "DaemonSet"} <= {d["kind"] for d in yaml.safe_load_all(rest)}
+    assert {item["kind"] for item in json.loads(definitions)["items"]} == {"CustomResourceDefinition"}
+    assert {"IPPool", "FelixConfiguration", "DaemonSet"} <= {item["kind"] for item in json.loads(rest)["items"]}
