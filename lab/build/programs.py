@@ -18,7 +18,6 @@ KUBE_NAMES = [
     "kubectl",
     "flanneld",
 ]
-ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false -trimpath"}
 
 # Side by side they would compile the packages that they share twice.
 _one_at_a_time = threading.Lock()
@@ -35,7 +34,7 @@ def build(program: str, steps: Steps, out: Path) -> None:
         steps.run(
             host.go(), "build", "-tags=providerless", f"-ldflags={link}", "-o", out / program, f"./{program}",
             cwd=MODULE,
-            env=ENVIRONMENT,
+            env={"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false -trimpath"},
         )  # fmt: skip
 
 

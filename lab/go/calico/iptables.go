@@ -69,8 +69,8 @@ func (t table) changes(now saved) []string {
 	}
 	// A table that nobody has used yet is not there, and neither are the kernel's chains in it.
 	for _, c := range slices.Concat(t.first, t.last) {
-		if _, ok := now[c.name]; !ok {
-			now[c.name] = nil
+		if _, ok := now[c.kernel()]; !ok {
+			now[c.kernel()] = nil
 		}
 	}
 	for name, rules := range now {
@@ -87,13 +87,14 @@ func (t table) changes(now saved) []string {
 
 // inKernelChain puts own rules first and last in a chain of the kernel; what else is there keeps its order.
 func (t table) inKernelChain(name string, rules []string) (lines []string) {
-	first, last := rulesOf(t.first, name), rulesOf(t.last, name)
+	firstHashes, first := ownRules(t.first, name)
+	lastHashes, last := ownRules(t.last, name)
 	hashes := hashesIn(rules)
-	wanted := slices.Concat(first.hashes(), last.hashes())
+	wanted := slices.Concat(firstHashes, lastHashes)
 	own := slices.DeleteFunc(slices.Clone(hashes), func(hash string) bool { return hash == "" })
 	inPlace := slices.Equal(own, wanted) &&
-		slices.Equal(hashes[:len(first.rules)], first.hashes()) &&
-		slices.Equal(hashes[len(hashes)-len(last.rules):], last.hashes())
+		slices.Equal(hashes[:len(first)], firstHashes) &&
+		slices.Equal(hashes[len(hashes)-len(last):], lastHashes)
 	if inPlace {
 		return nil
 	}
@@ -102,23 +103,22 @@ func (t table) inKernelChain(name string, rules []string) (lines []string) {
 			lines = append(lines, "-D "+name+" "+rules[n])
 		}
 	}
-	for n, line := range first.lines() {
+	for n, line := range first {
 		lines = append(lines, fmt.Sprintf("-I %s %d %s", name, n+1, line))
 	}
-	for _, line := range last.lines() {
+	for _, line := range last {
 		lines = append(lines, "-A "+name+" "+line)
 	}
 	return lines
 }
 
-func rulesOf(chains []chain, name string) chain {
-	all := chain{name: name}
+func ownRules(chains []chain, kernel string) (hashes, lines []string) {
 	for _, c := range chains {
-		if c.name == name {
-			all.rules = append(all.rules, c.rules...)
+		if c.kernel() == kernel {
+			hashes, lines = append(hashes, c.hashes()...), append(lines, c.lines()...)
 		}
 	}
-	return all
+	return hashes, lines
 }
 
 // hashesIn has each rule's hash, empty for one that is not Calico's.

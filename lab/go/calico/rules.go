@@ -67,6 +67,12 @@ func (r rule) render(hash string) string {
 	return strings.Join(parts, " ")
 }
 
+// appended marks, in the name that hashes begin with, what stands at the end whatever the mode.
+const appended = "*appends*"
+
+// kernel is the name of the chain that the rules are put into.
+func (c chain) kernel() string { return strings.TrimSuffix(c.name, appended) }
+
 // hashes tells each rule of the chain, its place in it included, as Felix's comments do.
 func (c chain) hashes() []string {
 	sum := sha256.Sum224([]byte(c.name))
@@ -158,7 +164,7 @@ func filter(in ruleInput) table {
 		name:   "filter",
 		chains: chains,
 		first:  jumps("INPUT", "FORWARD", "OUTPUT"),
-		last: []chain{{"FORWARD", []rule{
+		last: []chain{{"FORWARD" + appended, []rule{
 			{"Policy explicitly accepted packet.", accepted, "--jump ACCEPT"},
 			{"", "", setAccepted},
 		}}},
@@ -299,7 +305,9 @@ func nat(in ruleInput) table {
 		chains: []chain{
 			{"cali-PREROUTING", dnat}, {"cali-OUTPUT", dnat}, post, outgoing, {"cali-fip-dnat", nil}, {"cali-fip-snat", nil},
 		},
-		first: jumps("PREROUTING", "OUTPUT", "POSTROUTING"),
+		first: jumps("PREROUTING", "OUTPUT"),
+		// Behind kube-proxy's, so that a NodePort's masquerade comes before one for leaving the pools.
+		last: []chain{{"POSTROUTING" + appended, []rule{{"", "", "--jump cali-POSTROUTING"}}}},
 	}
 }
 
