@@ -80,7 +80,8 @@ def _roots(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def steps(calico: Calico) -> list[tuple[str, str]]:
     """The commands that bring Calico into a cluster, each with what it reads; for a server, in this order."""
-    apply = "k3s kubectl apply --server-side --force-conflicts -f -"
+    # To validate, kubectl asks for the description of the whole API, which each new kind has the server write anew.
+    apply = "k3s kubectl apply --server-side --force-conflicts --validate=false -f -"
     defined = " ".join(f"crd/{definition['metadata']['name']}" for definition in calico.definitions)
     return [
         (apply, _list(calico.definitions)),
