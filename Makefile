@@ -61,6 +61,10 @@ test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb w
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory faults FAULTS=--thorough
 	$(LAB) with ha --name test -- $(MAKE) --no-print-directory faults FAULTS="-k 'etcd or servers'"
 
+.PHONY: test-calico
+test-calico: .venv ## Hold Calico's stand-in against what real Calico does, on a lab
+	$(LAB) with calico --name test -- $(BIN)/pytest -v tests/calico
+
 .PHONY: molecule
 molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
 	$(LAB) with default --name test -- $(MOLECULE) --scenario-name $(SCENARIO)

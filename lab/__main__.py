@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from module_utils.netmend import calico_manifest
+
 from . import bench, build, cluster, demo, fabric, host, machines, network, release, spec
 
 ERRORS = (
     build.BuildError,
+    calico_manifest.ManifestError,
     cluster.ClusterError,
     fabric.FabricError,
     host.HostError,

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from textwrap import indent
 from typing import Any
 
-from . import build, cache, fabric, host, machines, network, release, seed, spec
+from module_utils.netmend.calico_manifest import Calico
+
+from . import build, cache, calico, fabric, host, machines, network, release, seed, spec
 from .spec import Lab, Machine
 
 READY_WITHIN = 300  # seconds from SSH
@@ -38,7 +40,8 @@ def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]
 
     Plain, it ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
     """
-    artifacts = build.ensure(progress)
+    artifacts = build.ensure(progress, build.LAB + (build.CALICO if lab.calico else ()))
+    network_of_pods = calico.objects(lab, progress) if lab.calico else None
     k3s = release.fetch(release.parse(lab.k3s_release), progress) if lab.k3s_release else None
     host.prepare_run((lab.memory << 20) + SPARE_MEMORY, progress)
     if network.exists(lab.name):
@@ -50,12 +53,16 @@ def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]
         seed.prepare(lab, directory)
         if k3s:
             seed.pack_release(*k3s, directory)
+        if network_of_pods:
+            calico.pack(network_of_pods, artifacts, directory)
         network.create(lab)
         machines.remember(lab)
-        return _start(lab, artifacts, progress, plain)
+        return _start(lab, artifacts, network_of_pods, progress, plain)
 
 
-def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool) -> dict[str, float]:
+def _start(
+    lab: Lab, artifacts: build.Artifacts, network_of_pods: Calico | None, progress: Progress, plain: bool
+) -> dict[str, float]:
     start = time.monotonic()
     took: dict[str, float] = {}
 
@@ -72,6 +79,10 @@ def _start(lab: Lab, artifacts: build.Artifacts, progress: Progress, plain: bool
     first = lab.machines[0]
     _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
+    if network_of_pods:
+        for command, text in calico.steps(network_of_pods):
+            must(lab, first, command, text=text)
+        reached("calico", f"Calico {network_of_pods.version} is applied")
     _wait_for_nodes(lab)
     reached("ready", "all nodes are Ready")
     if lab.apps:

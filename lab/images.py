@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -15,11 +15,18 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Image:
-    """An image of an archive: full name with tag, command, and the files of its one layer (path inside to source)."""
+    """An image of an archive: full name with tag, command, and files (path inside to source).
+
+    What is below `base` has a layer of its own, so that images that share it share its bytes, too.
+    """
 
     name: str
     entrypoint: Sequence[str]
     files: Mapping[str, Path]
+    links: Mapping[str, str] = field(default_factory=dict)  # path inside to what it leads to
+    base: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""  # number; empty: root
 
 
 def write(archive: Path, images: Sequence[Image]) -> None:
@@ -27,20 +34,22 @@ def write(archive: Path, images: Sequence[Image]) -> None:
     members: dict[str, bytes] = {}
     manifest = []
     for image in images:
-        layer = _layer(image.files)
-        digest = hashlib.sha256(layer).hexdigest()
-        config = _config(image, digest)
+        layers = {}
+        for layer in [_layer(image.base, {})] * bool(image.base) + [_layer(image.files, image.links)]:
+            layers[hashlib.sha256(layer).hexdigest()] = layer
+        config = _config(image, list(layers))
         config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-        members[f"{digest}/layer.tar"] = layer
+        members.update({f"{digest}/layer.tar": layer for digest, layer in layers.items()})
         members[config_name] = config
-        manifest.append({"Config": config_name, "RepoTags": [image.name], "Layers": [f"{digest}/layer.tar"]})
+        names = [f"{digest}/layer.tar" for digest in layers]
+        manifest.append({"Config": config_name, "RepoTags": [image.name], "Layers": names})
     members["manifest.json"] = json.dumps(manifest).encode()
     with tarfile.open(archive, "w") as tar:
         for name, content in members.items():
             _add(tar, name, content, mode=0o644)
 
 
-def _layer(files: Mapping[str, Path]) -> bytes:
+def _layer(files: Mapping[str, Path], links: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         scratch = tarfile.TarInfo("tmp")
@@ -48,15 +57,21 @@ def _layer(files: Mapping[str, Path]) -> bytes:
         tar.addfile(scratch)
         for inside, source in sorted(files.items()):
             _add(tar, inside.lstrip("/"), source.read_bytes(), mode=0o755)
+        for inside, target in sorted(links.items()):
+            link = tarfile.TarInfo(inside.lstrip("/"))
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
     return buffer.getvalue()
 
 
-def _config(image: Image, layer: str) -> bytes:
+def _config(image: Image, layers: Sequence[str]) -> bytes:
+    environment = [PATH, *(f"{name}={value}" for name, value in image.environment.items())]
+    config = {"Entrypoint": list(image.entrypoint), "Env": environment, **({"User": image.user} if image.user else {})}
     document = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": list(image.entrypoint), "Env": [PATH]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]},
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}" for layer in layers]},
     }
     return json.dumps(document, sort_keys=True).encode()
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from . import cache, network, seed
+from . import cache, calico, network, seed
 from .build import Artifacts
 from .spec import Lab, Machine
 
@@ -81,6 +81,7 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
         f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",
         *([f"ubd2r={seed.RELEASE}"] if lab.k3s_release else []),
+        *([f"ubd3r={calico.ARCHIVE}"] if lab.calico else []),
         "root=/dev/ubda",
         "rw",
         "init=/usr/local/sbin/lab-init",

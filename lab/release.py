@@ -60,7 +60,7 @@ def parse(content: Any) -> Release:
 
 def fetch(release: Release, progress: Progress = print) -> tuple[Path, Path]:
     """Have the release's binary and images, verified; returns their paths. ReleaseError when one cannot be had."""
-    return _have(release.binary, progress), _have(release.images, progress)
+    return have(release.binary, progress), have(release.images, progress)
 
 
 def _file(key: str, content: Any) -> File:
@@ -74,7 +74,8 @@ def _file(key: str, content: Any) -> File:
     return file
 
 
-def _have(file: File, progress: Progress) -> Path:
+def have(file: File, progress: Progress = print) -> Path:
+    """Have a file, verified, and downloaded where it is not here yet. ReleaseError when it cannot be had."""
     place = file.place
     if place.exists():
         progress(f"{file.name}: cached")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from . import release
+from module_utils.netmend import calico_manifest
+
+from . import release, upstream
 
 LABS = Path(__file__).parent / "labs"
 FAULTS = Path(__file__).parent / "faults.yml"
@@ -24,12 +26,23 @@ DEFAULTS: dict[str, Any] = {
     "memory": {"server": 2560, "agent": 1792},
     "mtu": {"public": 1500, "private": 1450},
     "k3s": {"source": "stand-in", "release": None, "flannel-backend": "vxlan", "config": {}},
+    "calico": None,
     "apps": [],
     "faults": [],
+}
+# Of the key calico, where it is given.
+CALICO: dict[str, Any] = {
+    "version": max(upstream.CALICO),
+    "backend": "felix",
+    "pool": None,
+    "ipip": "Always",
+    "mtu": 0,
+    "autodetection": "cidr=10.0.0.0/16",
 }
 SOURCES = ("stand-in", "release")
 BACKENDS = ("vxlan", "host-gw", "none")
 SMALLEST_MEMORY = 256
+POD_NETWORK = "10.42.0.0/16"  # K3s's default
 NAMES = {"server": "k3s-master", "agent": "k3s-worker"}
 
 
@@ -55,6 +68,7 @@ class Lab:
     k3s_release: Mapping[str, Any] | None  # version, binary, images of K3s's own; None: the stand-in
     flannel_backend: str
     k3s_config: Mapping[str, Any]  # keys for every server's config.yaml
+    calico: Mapping[str, Any] | None  # the keys of CALICO; None: Calico is not installed
     apps: tuple[Path, ...]  # manifests
     faults: tuple[str, ...]  # names in faults.yml
 
@@ -112,6 +126,7 @@ def parse(content: object, file: Path) -> Lab:
         check.release("k3s.release", k3s["release"])
     check.one_of("k3s.flannel-backend", k3s["flannel-backend"], BACKENDS)
     check.that("k3s.config", isinstance(k3s["config"], dict), "keys of K3s's config.yaml")
+    calico = _calico(check, values["calico"], k3s["config"]) if values["calico"] is not None else None
     for key in ("apps", "faults"):
         texts = isinstance(values[key], list) and all(isinstance(item, str) for item in values[key])
         check.that(key, texts, "a list of names")
@@ -134,6 +149,7 @@ def parse(content: object, file: Path) -> Lab:
         k3s_release=k3s["release"] if k3s["source"] == "release" else None,
         flannel_backend=k3s["flannel-backend"],
         k3s_config=k3s["config"],
+        calico=calico,
         apps=apps,
         faults=tuple(values["faults"]),
     )
@@ -143,6 +159,18 @@ def faults() -> dict[str, dict[str, Any]]:
     """The faults that a lab can be given: name -> the fault as faults.yml has it."""
     content: dict[str, dict[str, Any]] = yaml.safe_load(FAULTS.read_text())
     return content
+
+
+def _calico(check: _Check, content: object, k3s_config: Mapping[str, Any]) -> dict[str, Any]:
+    calico = check.keys("calico", content, CALICO)
+    check.one_of("calico.version", calico["version"], sorted(upstream.CALICO))
+    check.one_of("calico.backend", calico["backend"], calico_manifest.BACKENDS)
+    check.one_of("calico.ipip", calico["ipip"], calico_manifest.IPIP_MODES)
+    check.that("calico.autodetection", isinstance(calico["autodetection"], str), "an IP_AUTODETECTION_METHOD")
+    check.integer("calico.mtu", calico["mtu"], 0, 1500)
+    pool = calico["pool"] or k3s_config.get("cluster-cidr", POD_NETWORK)
+    check.network("calico.pool", pool)
+    return {**calico, "pool": pool}
 
 
 def _machines(check: _Check, role: str, count: int, first: object, memory: int) -> list[Machine]:
@@ -185,6 +213,12 @@ class _Check:
     def integer(self, key: str, value: object, least: int, most: int) -> None:
         right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         self.that(key, right, f"a whole number from {least} to {most}")
+
+    def network(self, key: str, value: object) -> None:
+        try:
+            IPv4Network(str(value))
+        except ValueError:
+            self.that(key, False, f"an IPv4 network, not {value!r}")
 
     def one_of(self, key: str, value: object, choices: Any) -> None:
         self.that(key, value in choices, f"one of {', '.join(choices)}, not {value!r}")

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from .. import cache, host
-from . import image, kernel, programs, system
+from . import calico, image, kernel, programs, system
 from .steps import BuildError, Steps
 
-__all__ = ["PARTS", "Artifacts", "BuildError", "ensure"]
+__all__ = ["CALICO", "LAB", "PARTS", "Artifacts", "BuildError", "ensure"]
 
 Progress = Callable[[str], None]
 HERE = Path(__file__).parent
@@ -47,8 +47,15 @@ PARTS: dict[str, Part] = {
     "coredns": _program("coredns"),
     "pod": _program("pod"),
     "containers": Part(image.build_containers, (HERE / "image.py", HERE.parent / "images.py"), ("coredns", "pod")),
+    "calico": _program("calico"),
+    "calico-tools": Part(lambda steps, out, _: calico.build(steps, out), (HERE / "calico.py", HERE / "system.py")),
     "disk": Part(image.build_disk, (HERE / "image.py", image.NODE), ("system", "kube", "containers"), disk=3 << 29),
 }
+
+
+# What every lab takes, and what one with Calico takes besides.
+LAB = ("kernel", "containers", "disk")
+CALICO = ("calico", "calico-tools")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Artifacts:
     image: Path  # the ext4 file that machines' copy-on-write disks start from
     containers: Path  # directory of docker-archive tars; they are in the image, too
     kubectl: Path  # for the host
+    calico: Path  # the program that stands in for those of Calico's images; there when CALICO was asked for
+    calico_tools: Path  # directory of what it runs, by the path inside its images
 
 
 def places() -> dict[str, Path]:
@@ -86,6 +95,8 @@ def ensure(progress: Progress = print, parts: Collection[str] = PARTS.keys()) ->
         image=where["disk"] / "disk.img",
         containers=where["containers"],
         kubectl=where["kube"] / "kubectl",
+        calico=where["calico"] / "calico",
+        calico_tools=where["calico-tools"],
     )
 
 

@@ -65,3 +65,22 @@ def test_the_same_files_give_the_same_bytes(program, tmp_path):
     program.chmod(0o600)
     images.write(tmp_path / "second.tar", two(program))
     assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
+
+
+def test_a_base_is_a_layer_that_others_share_below_files_and_links_of_their_own(program, tmp_path):
+    base = {"/usr/bin/tool": program}
+    write = [
+        images.Image("a:1", ["/a"], {}, links={"/a": "/usr/bin/tool"}, base=base, environment={"VERSION": "1"}),
+        images.Image("b:1", ["/b"], {}, links={"/b": "/usr/bin/tool"}, base=base, user="999"),
+    ]
+    images.write(tmp_path / "two.tar", write)
+    members = read(tmp_path / "two.tar")
+    first, second = json.loads(members["manifest.json"])
+    assert first["Layers"][0] == second["Layers"][0]
+    assert first["Layers"][1] != second["Layers"][1]
+    configs = [json.loads(members[image["Config"]])["config"] for image in (first, second)]
+    assert "VERSION=1" in configs[0]["Env"]
+    assert [config.get("User") for config in configs] == [None, "999"]
+    (tmp_path / "layer.tar").write_bytes(members[first["Layers"][1]])
+    with tarfile.open(tmp_path / "layer.tar") as tar:
+        assert tar.getmember("a").linkname == "/usr/bin/tool"

@@ -35,7 +35,18 @@ def test_a_release_of_k3s_is_told_by_its_files_and_checksums():
         spec.parse({"k3s": {"source": "release", "release": {**release, "binary": {**file, "sha256": "0"}}}}, FILE)
 
 
-@pytest.mark.parametrize("name", ["default", "demo", "ha"])
+def test_calicos_pool_is_the_pods_network_unless_it_is_told():
+    assert spec.parse(None, FILE).calico is None
+    assert spec.parse({"calico": {}}, FILE).calico == {
+        "version": "v3.32.1", "backend": "felix", "pool": "10.42.0.0/16", "ipip": "Always", "mtu": 0,
+        "autodetection": "cidr=10.0.0.0/16",
+    }  # fmt: skip
+    k3s = {"config": {"cluster-cidr": "10.233.0.0/16"}}
+    assert spec.parse({"k3s": k3s, "calico": {"backend": "bird"}}, FILE).calico["pool"] == "10.233.0.0/16"
+    assert spec.parse({"k3s": k3s, "calico": {"pool": "10.233.128.0/17"}}, FILE).calico["pool"] == "10.233.128.0/17"
+
+
+@pytest.mark.parametrize("name", ["calico", "calico-bird", "default", "demo", "ha"])
 def test_the_labs_that_come_with_it_are_right(name):
     assert spec.load(Path(name)).name == name
 
@@ -57,6 +68,10 @@ def test_a_lab_can_have_another_name():
         ({"memory": {"agent": "2G"}}, "some.yml: memory.agent must be a whole number from 256 to"),
         ({"addresses": {"agents": "192.168.0.1"}}, "some.yml: addresses.agents must be an address in 10.0.0.0/16"),
         ({"addresses": {"agents": "10.0.0.100"}}, "some.yml: addresses must be such that no two machines"),
+        ({"calico": []}, "some.yml: calico must be keys and values: version, backend, pool,"),
+        ({"calico": {"version": "v3.27.0"}}, "some.yml: calico.version must be one of v3.31.7, v3.32.1, not 'v3.27.0'"),
+        ({"calico": {"backend": "bgp"}}, "some.yml: calico.backend must be one of felix, bird, vxlan, not 'bgp'"),
+        ({"calico": {"pool": "10.42.0.1/16"}}, "some.yml: calico.pool must be an IPv4 network"),
         ({"k3s": {"source": "git"}}, "some.yml: k3s.source must be one of stand-in, release, not 'git'"),
         ({"k3s": {"source": "release"}}, "some.yml: k3s.release: a release must have version, binary and images"),
         ({"k3s": {"config": "x"}}, "some.yml: k3s.config must be keys of K3s's config.yaml"),
@@ -71,5 +86,5 @@ def test_what_is_wrong_is_named(content, message):
 
 
 def test_a_lab_that_is_not_there_names_those_that_are():
-    with pytest.raises(spec.SpecError, match=r"nowhere: no such file.*there are default, demo, ha"):
+    with pytest.raises(spec.SpecError, match=r"nowhere: no such file.*are calico, calico-bird, default, demo, ha"):
         spec.load(Path("nowhere"))
