@@ -21,7 +21,7 @@ description:
     those of Flannel, Calico and K3s.
   - Runs once for a cluster, on a K3s server (with K3s's own credentials), or where a kubeconfig is.
   - Changes nothing. It fails only where the API cannot be asked at all, and says why and what to do.
-author: netmend
+author: netmend maintainers
 options:
   kubeconfig:
     description:

@@ -20,7 +20,7 @@ description:
     backends.
   - Needs no image and nothing inside the pod, as its sockets are opened in the pod's network namespace.
   - Changes nothing, and does not fail because something cannot be reached. Assert on RV(met) for that.
-author: netmend
+author: netmend maintainers
 options:
   targets:
     description: What is to be reached. Give either this or O(probes).

@@ -88,7 +88,7 @@ attributes:
   check_mode:
     support: full
     description: Says what would happen. A confirmation does not fail then, as nothing was armed.
-author: netmend contributors
+author: netmend maintainers
 """
 
 EXAMPLES = r"""

@@ -138,7 +138,7 @@ attributes:
   diff_mode:
     support: full
     description: Shows the chains that change, before and after, without counters.
-author: netmend contributors
+author: netmend maintainers
 """
 
 EXAMPLES = r"""

@@ -16,7 +16,7 @@ description:
   - Changes nothing, loads no kernel module of the legacy iptables, and does not fail where a source is missing or a
     command fails. Such a source is named in RV(netmend_node.errors).
   - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by the word redacted.
-author: netmend
+author: netmend maintainers
 options: {}
 attributes:
   check_mode:
