@@ -6,12 +6,12 @@ import json
 from typing import Dict, FrozenSet, Iterable, List, Tuple, TypeVar
 
 from ..model import Finding, Remedy, Run
-from . import cluster, firewall, host, overlay, service
+from . import calico, cluster, firewall, host, overlay, service
 from .case import Case
 from .path import Paths
 from .registry import FAULTS, SYMPTOM, Fault, Suspicion
 
-FAMILIES = (host, service, firewall, overlay, cluster)  # importing them registers their faults
+FAMILIES = (host, service, firewall, overlay, calico, cluster)  # importing them registers their faults
 SENTENCES = 6  # of evidence in a finding; the nodes where a fault is in resemble each other
 
 T = TypeVar("T")

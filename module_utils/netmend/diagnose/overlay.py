@@ -6,7 +6,7 @@ import json
 from typing import Dict, Iterator, List, Tuple
 
 from ..model import Probe, Remedy
-from .case import DROPPED, Case, ids
+from .case import DROPPED, Case, contains, ids, is_private
 from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
 from .stops import by_kubernetes_backend, describe, opening, stops
@@ -62,7 +62,7 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
     Every probe of a pair that crosses the overlay times out, the nodes ping each other, and neither a firewall, nor
     forwarding, nor a route, a device, an FDB entry at either end accounts for it.
     """
-    for (here, there), probes in _crossings(case, paths).items():
+    for (here, there), probes in crossings(case, paths).items():
         overlay = paths.overlay(here, there)
         pings = case.pings(here, there)
         if (
@@ -71,7 +71,8 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
             or any(case.outcome(probe) not in DROPPED for probe in probes)
             or not pings
             or not all(case.met(ping) for ping in pings)
-            or not all(_end_is_right(case, paths, *ends) for ends in ((here, there), (there, here)))
+            or not all(end_is_right(case, paths, *ends) for ends in ((here, there), (there, here)))
+            or (kind == "ipip" and not all(at_internal_ip(case, end) for end in (here, there)))
             or any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
         ):
             continue
@@ -109,10 +110,10 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
 
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:
     """Probes of pods' own addresses that cross the overlay from the node or to it."""
-    return [probe for pair, probes in _crossings(case, paths).items() if node in pair for probe in probes]
+    return [probe for pair, probes in crossings(case, paths).items() if node in pair for probe in probes]
 
 
-def _crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
+def crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
     """Probes of pods' own addresses, by the ordered pair of nodes between which the overlay carries them."""
     crossings: Dict[Tuple[str, ...], List[Probe]] = {}
     for probe in case.run["probes"]:
@@ -123,7 +124,7 @@ def _crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
     return crossings
 
 
-def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
+def end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
     """Whether the node's own part of the tunnel to the peer is as it should be, as far as the facts tell."""
     overlay = paths.overlay(node, peer)
     if overlay is None or case.nodes[node]["sysctls"].get("net.ipv4.ip_forward") == "0":
@@ -131,7 +132,15 @@ def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
     interface = case.interface(node, overlay.device)
     if interface is None or interface["state"] == "DOWN":
         return False
+    if overlay.device.startswith("flannel") and not contains(case.members[peer]["pod_cidr"], case.pod_address(peer)):
+        return False  # those pods are another overlay's
     return overlay.kind != "vxlan" or _knows_vtep(case, node, peer, overlay.device)
+
+
+def at_internal_ip(case: Case, node: str) -> bool:
+    """Whether Calico's tunnel ends at the node's internal address, in a private network."""
+    address = case.underlay_address(node, "ipip")
+    return address == case.internal_ip(node) and is_private(address)
 
 
 def _knows_vtep(case: Case, node: str, peer: str, device: str) -> bool:
@@ -140,5 +149,5 @@ def _knows_vtep(case: Case, node: str, peer: str, device: str) -> bool:
     if not announced:
         return True
     mac = str(json.loads(announced).get("VtepMAC", "")).lower()
-    entry = (mac, device, case.underlay_address(peer))
+    entry = (mac, device, case.underlay_address(peer, "vxlan"))
     return entry in {(each["mac"].lower(), each["device"], each["destination"]) for each in case.nodes[node]["fdb"]}

@@ -13,7 +13,7 @@ from .case import Case
 from .path import Paths
 
 # Layers, causes before what they cause. Inside a layer, what explains more comes first.
-NODE, KERNEL, FLUSH, FIREWALL, SERVICE, FABRIC, SYMPTOM = range(7)
+NODE, KERNEL, FLUSH, CNI, FIREWALL, SERVICE, FABRIC, SYMPTOM = range(8)
 
 
 class Suspicion(NamedTuple):
