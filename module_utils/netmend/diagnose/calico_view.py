@@ -107,10 +107,13 @@ class View:
         known = [
             route["destination"]
             for route in self.case.nodes[here]["routes"]
-            if route["table"] == "main" and route["type"] == "unicast" and not of_flannel(self.case, here, route)
-            if any(contains(pool["cidr"], route["destination"]) for pool in self.pools)
+            if self._in_pool(route) and not of_flannel(self.case, here, route)
         ]
         return [block for block in self.blocks(there) if not any(contains(route, block) for route in known)]
+
+    def _in_pool(self, route: Route) -> bool:
+        in_main = route["table"] == "main" and route["type"] == "unicast"
+        return in_main and any(contains(pool["cidr"], route["destination"]) for pool in self.pools)
 
     def between(self, here: str, there: str, paths: Paths) -> List[Probe]:
         """Probes of pods' own addresses between the two nodes."""
@@ -188,9 +191,9 @@ class View:
         """What the node has, and what it lacks."""
         lacks = [(there, self.missing(node, there)) for here, there in self.unrouted(paths) if here == node]
         routes = self.case.nodes[node]["routes"] if node in self.case.nodes else []
-        local = sum(route["device"].startswith("cali") for route in routes)
+        local = sum(route["device"].startswith("cali") and self._in_pool(route) for route in routes)
         blocks = ", ".join(f"{block} of {there}" for there, missing in lacks for block in missing)
-        return f"{node} has {local} routes to pods of its own, and none to {blocks or 'nodes that lack it, too'}."
+        return f"{node} has the routes of {local} pods of its own, and none to {blocks or 'nodes that lack it, too'}."
 
     def readiness(self) -> str:
         return f"calico-node: {self.node['ready']} of {self.node['desired']} Ready. " if self.node else ""

@@ -89,7 +89,7 @@ class Bench:
     # --- Calico ---
 
     def run_calico(self, backend="none", version="v3.32.1", **settings):
-        """As the DaemonSet that the captured clusters did not have; settings: programClusterRoutes of felix and bird."""
+        """By a DaemonSet, which the captured clusters did not have; settings: programClusterRoutes of felix, bird."""
         calico = self.run["cluster"]["calico"]
         calico["node"] = {
             **{"namespace": "kube-system", "name": "calico-node", "desired": 3, "ready": 3, "version": version},

@@ -289,10 +289,16 @@ FLANNEL = [fault for fault, case in CASES.items() if case.state.startswith("flan
 PAIRS = [pair for pair in itertools.combinations(FLANNEL, 2) if pair != SAME]
 
 
+# On Calico: with faults that are the same on every network. Two reasons for one pair's missing routes cannot be told.
+CALICO = [fault for fault, case in CASES.items() if case.state == "swapped-clean" and fault not in APART]
+ANYWHERE = ("kube-services-jump-missing", "port-dropped-by-host", "node-not-ready", "api-unhealthy")
+PAIRS += itertools.product(CALICO, ANYWHERE)
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_two_faults_at_once_are_each_found_and_causes_come_first(captured, pair):
     states = {CASES[fault].state for fault in pair}
-    bench = captured("flannel-ufw-blocks" if "flannel-ufw-blocks" in states else "flannel")
+    bench = captured(next((state for state in ("swapped-clean", "flannel-ufw-blocks") if state in states), "flannel"))
     failed = [probe for fault in pair for probe in CASES[fault].put_in(bench)]
     findings = diagnose(bench.run)
     found = names(findings)
