@@ -50,8 +50,8 @@ def test_their_firewall_drops_bgp_and_not_ipip(operators):
     assert finding["where"] == ["agent0", "server0"]
     assert finding["evidence"][0] == (
         "agent0 stops BGP (TCP 179) from agent1: nft filter INPUT policy DROP, 60 packets. agent0 has the routes of 1 "
-        "pods of its own, and none to 10.233.137.64/26 of agent1, 10.233.147.192/26 of server0. calico-node: 0 of 3 Ready. "
-        "4 of 4 node pings came out as expected."
+        "pods of its own, and none to 10.233.137.64/26 of agent1, 10.233.147.192/26 of server0. calico-node: 0 of 3 "
+        "Ready. 4 of 4 node pings came out as expected."
     )
     assert NOT_IPIP in finding["ruled_out"]
     assert (finding["remedy"]["role"], finding["remedy"]["nodes"]) == ("ufw", ["agent0", "server0"])
