@@ -141,7 +141,7 @@ def put_in(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     if "fabric" in fault:
         fabric.Fabric(lab.name).add(fault["fabric"])
-    else:
+    if "put_in" in fault:
         _scripts(lab, fault, "put_in", "holds")
 
 
@@ -150,7 +150,7 @@ def take_out(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     if "fabric" in fault:
         fabric.Fabric(lab.name).clear()
-    else:
+    if "take_out" in fault:
         _scripts(lab, fault, "take_out")
 
 

@@ -172,11 +172,8 @@ def bgp_dropped_by_host(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def bgp_dropped_by_fabric(case: Case, paths: Paths) -> Iterator[Suspicion]:
     view = view_of(case)
     for here, there in view.without_bgp(paths):
-        state = case.bgp_state(here, case.calico_address(there))
-        passages, pings = view.dialling(here, there), case.pings(here, there)
-        if state != "SYN-SENT" or any(paths.blocks(passage) for passage in passages):
-            continue
-        if not pings or not all(case.met(ping) for ping in pings):
+        pings = case.pings(here, there)
+        if _stopped(case, paths, here, there) or not _silent(case, here, there):
             continue
         yield Suspicion(
             where=f"{here}>{there}",
@@ -241,11 +238,10 @@ def cluster_routes_twice(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def calico_routes_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """What is left of missing routes: whoever is to make them does not run, or its BGP session does not come about."""
     view = view_of(case)
-    named = {probe for find in (bgp_dropped_by_host, bgp_dropped_by_fabric) for each in find(case, paths)
-             for probe in each.explains}  # fmt: skip
+    named = {pair_of(*dial) for dial in view.without_bgp(paths) if _stopped(case, paths, *dial) or _silent(case, *dial)}
     for here, there in view.unrouted(paths):
         makers, explains = view.makers(there), ids(view.lost(paths)[pair_of(here, there)])
-        if makers == NOBODY or view.astray(here, there) or explains <= named:
+        if makers == NOBODY or view.astray(here, there) or pair_of(here, there) in named:
             continue
         pod = view.agent(here)
         running = "is not there" if pod is None else "is Ready" if pod["ready"] else f"is not Ready ({pod['reason']})"
@@ -428,6 +424,18 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=remedy,
             confidence=0.9,
         )
+
+
+def _stopped(case: Case, paths: Paths, here: str, there: str) -> bool:
+    """Whether a firewall of the two stops BGP from here to there."""
+    return any(paths.blocks(passage) for passage in view_of(case).dialling(here, there))
+
+
+def _silent(case: Case, here: str, there: str) -> bool:
+    """Whether here dials and gets no answer, though the two nodes reach each other."""
+    pings = case.pings(here, there)
+    dials = case.bgp_state(here, case.calico_address(there)) == "SYN-SENT"
+    return dials and bool(pings) and all(case.met(ping) for ping in pings)
 
 
 def _patch(kind: str, name: str, spec: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Set, Tuple
 
 from ..model import Interface, Pod, Probe, Route
 from ..walk import Packet
@@ -33,6 +33,7 @@ class View:
             if affinity.get("state") == "confirmed" and affinity.get("deleted") != "true":
                 self._blocks.setdefault(affinity["node"], []).append(affinity["cidr"])
         self.with_facts = [node for node in case.members if node in case.nodes]
+        self._routes: Dict[str, Set[str]] = {}
         self._lost: Optional[Dict[Pair, List[Probe]]] = None
         self._unrouted: Optional[List[Pair]] = None
 
@@ -104,12 +105,18 @@ class View:
 
     def missing(self, here: str, there: str) -> List[str]:
         """There's blocks that no route of here leads to, other than one of Flannel's or by default."""
-        known = [
-            route["destination"]
-            for route in self.case.nodes[here]["routes"]
-            if self._in_pool(route) and not of_flannel(self.case, here, route)
+        if here not in self._routes:
+            self._routes[here] = {
+                route["destination"]
+                for route in self.case.nodes[here]["routes"]
+                if self._in_pool(route) and not of_flannel(self.case, here, route)
+            }
+        known = self._routes[here]
+        return [
+            block
+            for block in self.blocks(there)
+            if block not in known and not any(contains(route, block) for route in known)
         ]
-        return [block for block in self.blocks(there) if not any(contains(route, block) for route in known)]
 
     def _in_pool(self, route: Route) -> bool:
         in_main = route["table"] == "main" and route["type"] == "unicast"
