@@ -101,7 +101,7 @@ def calico_wrong_address(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def ipip_dropped_in_public(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """A provider's firewall stands before public addresses, and knows tcp, udp, icmp, esp and gre alone.
 
-    Source: https://docs.hetzner.com/cloud/firewalls/faq (protocols, and that private networks are not filtered).
+    Source: the protocols of a rule in Hetzner Cloud's API, https://docs.hetzner.cloud (Firewalls).
     """
     for (here, there), probes in lost_in_public(case, paths).items():
         received = case.interface(there, "tunl0")
@@ -395,7 +395,8 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
     for node, facts in case.nodes.items():
         cni = facts["cni"]
         first = next(iter(cni["networks"]), "")
-        if not view.pools or not cni["conf_dir"] or not view.wants_no_flannel(node):
+        is_meant = not cni["conf_dir"] or (first and _is_calico(cni["networks"][first]))
+        if is_meant or not view.pools or not view.wants_no_flannel(node):
             continue
         if cni["conf_dir"] != CONF_DIR:
             unit = facts["k3s"].get("unit") or "k3s"
@@ -406,7 +407,7 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 command=f"systemctl restart {unit.partition('.')[0]}",
                 text="Restart K3s there, servers before agents, then recreate the node's pods.",
             )
-        elif first and not _is_calico(cni["networks"][first]) and any(map(_is_calico, cni["networks"].values())):
+        elif any(map(_is_calico, cni["networks"].values())):
             said = f"containerd reads {cni['conf_dir']}/{first} first, which is not Calico's"
             remedy = Remedy(
                 role="",

@@ -174,9 +174,14 @@ def pool_over_podcidrs_without_flannel(bench):
     bench.run["cluster"]["calico"]["ippools"][0]["cidr"] = "10.42.0.0/16"
 
 
+def conf_dir_of_the_operators_own(bench):
+    bench.node("agent0")["cni"]["conf_dir"] = "/opt/site/cni"
+
+
 @pytest.mark.parametrize(
     ("state", "oddity"),
     [
+        ("swapped-clean", conf_dir_of_the_operators_own),
         ("swapped-clean", with_bird),
         ("other-networks", with_bird),
         ("swapped-clean", another_private_network),
