@@ -186,8 +186,9 @@ class Case:
         return self.members[node]["annotations"].get("projectcalico.org/IPv4Address", "").partition("/")[0]
 
     def bgp_state(self, node: str, peer: str) -> str:
-        """Of the node's TCP connection for BGP with an address; "" for none."""
-        return next((each["state"] for each in self.nodes[node]["bgp"] if each["peer"] == peer), "")
+        """Of the node's TCP connection for BGP with an address; "" for none. An ended one may linger beside it."""
+        states = [each["state"] for each in self.nodes[node]["bgp"] if each["peer"] == peer]
+        return next((state for state in ("ESTAB", "SYN-SENT") if state in states), next(iter(states), ""))
 
     def route(self, node: str, address: str) -> Optional[Route]:
         """The route of the node's main table that decides about the address, of whatever type."""

@@ -168,7 +168,9 @@ def bgp_dropped_by_host(bench):
 
 def bgp_dropped_by_fabric(bench):
     bench.run_calico(backend="bird", felix="Disabled")
-    bench.node("agent1")["bgp"] = [{"own": "10.0.0.111", "peer": "10.0.0.110", "state": "SYN-SENT"}]
+    bench.node("agent1")["bgp"] = [
+        {"own": "10.0.0.111", "peer": "10.0.0.110", "state": state} for state in ("CLOSING", "SYN-SENT")
+    ]
     return without_routes(bench, "agent0", "agent1")
 
 
