@@ -83,6 +83,13 @@ class Lab:
         return tuple(machine for machine in self.machines if machine.role == "server")
 
     @property
+    def kind(self) -> str:
+        """What faults.yml means by lab: default, calico (Felix makes the routes) or calico-bird (BGP does)."""
+        if self.calico is None:
+            return "default"
+        return "calico-bird" if self.calico["backend"] == "bird" else "calico"
+
+    @property
     def memory(self) -> int:
         """MiB of all machines."""
         return sum(machine.memory for machine in self.machines)

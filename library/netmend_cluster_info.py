@@ -17,8 +17,8 @@ module: netmend_cluster_info
 short_description: Gather what the Kubernetes API knows about the cluster's network
 description:
   - Reads nodes, pods, Services with their endpoints, Ingresses, NetworkPolicies, DaemonSets, Calico's resources and the
-    health of the API. Only what bears on the network is kept; no Secret is read, nor any environment or annotation but
-    those of Flannel, Calico and K3s.
+    health of the API. Only what bears on the network is kept; no Secret is read, nor any annotation but those of
+    Flannel, Calico and K3s, nor any environment but three variables of calico-node.
   - Runs once for a cluster, on a K3s server (with K3s's own credentials), or where a kubeconfig is.
   - Changes nothing. It fails only where the API cannot be asked at all, and says why and what to do.
 author: netmend maintainers
@@ -119,7 +119,9 @@ netmend_cluster:
       type: list
       elements: dict
     calico:
-      description: Calico's pools, Felix configurations and block affinities; empty where Calico is not installed.
+      description:
+        - Calico's pools, configurations and block affinities, and of its DaemonSet calico-node the version, readiness,
+          backend and the method by which it finds a node's address. Empty where Calico is not installed.
       type: dict
     errors:
       description: What could not be read or is only deduced.

@@ -105,6 +105,11 @@ netmend_node:
       description: Listening TCP sockets and bound UDP sockets.
       type: list
       elements: dict
+    bgp:
+      description: TCP connections of port 179, with their state.
+      type: list
+      elements: dict
+      sample: [{own: 10.0.0.110, peer: 10.0.0.100, state: SYN-SENT}]
     snmp:
       description: The kernel's counters by protocol.
       type: dict

@@ -42,6 +42,7 @@ SYSCTLS = (
     "net/netfilter/nf_conntrack_max",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
 )
+BGP = "( sport = :179 or dport = :179 )"  # a filter of ss
 NOTHING: Dict[str, Any] = {
     "interfaces": [],
     "routes": [],
@@ -57,6 +58,7 @@ NOTHING: Dict[str, Any] = {
     ),
     "conntrack": {},
     "sockets": [],
+    "bgp": [],
     "snmp": {},
     "k3s": K3s(role="", unit="", active="", version="", config={}, sources={}),
     "cni": Cni(conf_dir="", bin_dirs=[], networks={}),
@@ -86,6 +88,8 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
             "ufw": source.ufw,
             "conntrack": source.conntrack,
             "sockets": lambda: proc.sockets(run(["ss", "-H", "-lntup"])),
+            # BGP is looked at and never probed: a connection that asks nothing makes an established session start anew.
+            "bgp": lambda: proc.bgp(run(["ss", "-H", "-tn", "state", "connected", BGP])),
             "snmp": lambda: proc.snmp(source.read("proc/net/snmp"), source.read("proc/net/netstat")),
             "k3s": lambda: source.k3s(units.result()),
             "clock": lambda: source.clock(units.result()),

@@ -193,6 +193,7 @@ def gather_cluster(api: Api) -> ClusterFacts:
         "daemonsets": "/apis/apps/v1/daemonsets",
         "ippools": f"{CALICO}/ippools",
         "felixconfigurations": f"{CALICO}/felixconfigurations",
+        "bgpconfigurations": f"{CALICO}/bgpconfigurations",
         "blockaffinities": f"{CALICO}/blockaffinities",
     }
     version, states = _health(api)  # alone and first: where the API is dead, one time limit is enough
@@ -219,9 +220,12 @@ def gather_cluster(api: Api) -> ClusterFacts:
         network_policies=reduced("network_policies", parse.network_policy),
         daemonsets=reduced("daemonsets", parse.daemonset),
         calico={
-            what: reduced(what, parse.custom)
-            for what in ("ippools", "felixconfigurations", "blockaffinities")
-            if lists[what] is not None
+            **{
+                what: reduced(what, parse.custom)
+                for what, path in paths.items()
+                if path.startswith(CALICO) and lists[what] is not None
+            },
+            **parse.calico_node(lists["daemonsets"] or []),
         },
         errors=errors,
     )

@@ -104,6 +104,14 @@ class Socket(TypedDict):
     process: str  # "" where unknown
 
 
+class BgpConnection(TypedDict):
+    """A TCP connection to port 179, or from it, as the node has it at the moment."""
+
+    own: str
+    peer: str
+    state: str  # ESTAB, SYN-SENT (nothing has answered yet) ...
+
+
 class UfwRule(TypedDict):
     """One tuple line of user.rules: what `ufw show added` prints, taken apart."""
 
@@ -176,6 +184,7 @@ class NodeFacts(TypedDict):
     ufw: Ufw
     conntrack: Dict[str, int]  # count, max, insert_failed, drop ...
     sockets: List[Socket]
+    bgp: List[BgpConnection]
     snmp: Dict[str, Dict[str, int]]  # /proc/net/snmp and netstat: {"Udp": {"InCsumErrors": 0}}
     k3s: K3s
     cni: Cni
@@ -239,7 +248,8 @@ class ClusterFacts(TypedDict):
     ingress_classes: List[Dict[str, Any]]
     network_policies: List[Dict[str, Any]]
     daemonsets: List[Dict[str, Any]]  # {"namespace","name","desired","ready","host_network","host_ports"}
-    calico: Dict[str, Any]  # ippools, felixconfigurations, blockaffinities; empty where there are no such CRDs
+    calico: Dict[str, Any]  # ippools, felixconfigurations, bgpconfigurations, blockaffinities: absent where there is no
+    #                         such CRD; node: the DaemonSet calico-node, absent where there is none
     errors: List[Dict[str, str]]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lab import cluster, spec
+from lab import cluster, machines, spec
 from lab.playbooks import Playbooks
 from lab.spec import Lab
 
 from . import disturbances
 
-FAULTS = spec.faults()
+# Those of the lab that the tests run in; the fixture `lab` says where there is none.
+KIND = machines.recall(os.environ["NETMEND_LAB"]).kind if "NETMEND_LAB" in os.environ else "default"
+FAULTS = {name: fault for name, fault in spec.faults().items() if fault.get("lab", "default") == KIND}
 HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
 NAMED = {name: fault.get("named", [name]) for name, fault in FAULTS.items()}
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and len(NAMED[name]) == 1]

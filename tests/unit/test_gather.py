@@ -48,6 +48,7 @@ class Machine:
         unit = "k3s.service" if role == "server" else "k3s-agent.service"
         self.outputs = {command: (captured / file).read_text() for command, file in COMMANDS.items()}
         self.outputs["ipset save"] = (captured / "ipset.txt").read_text() if (captured / "ipset.txt").exists() else ""
+        self.outputs[f"ss -H -tn state connected {gather.BGP}"] = ""
         self.outputs["iptables --version"] = "iptables v1.8.11 (nf_tables)\n"
         for source, target in FILES.items():
             (root / target).parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import yaml
 from ansible.module_utils.netmend import kube
 from ansible.module_utils.netmend.kube import Api, ApiError, gather_cluster, k3s_credentials, kubeconfig_credentials
 from ansible.module_utils.netmend.model import ClusterFacts
+from ansible.module_utils.netmend.parse import cluster as parse
 
 STATES = ("flannel", "flannel-ufw-blocks", "both-overlays", "swapped-leftovers", "swapped-clean")
 LISTS = {
@@ -166,6 +167,52 @@ def test_every_captured_cluster(cluster: Cluster, tls: Path, fixtures: Path, sta
     )
     pools = [(pool["cidr"], pool["ipipMode"]) for pool in facts["calico"].get("ippools", [])]
     assert pools == ([] if state.startswith("flannel") else [("10.42.128.0/17", "Always")])
+    assert "node" not in facts["calico"]
+
+
+def calico_node(*environment: dict[str, Any], probe: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of Calico's manifest that count."""
+    container = {
+        "name": "calico-node",
+        "image": "registry.example.com:5000/calico/node:v3.32.1@sha256:0",
+        "env": [{"name": "WAIT_FOR_DATASTORE", "value": "t0psecret"}, *environment],
+        "readinessProbe": {"exec": {"command": ["/bin/calico-node", *probe]}},
+    }
+    return {
+        "metadata": {"namespace": "kube-system", "name": "calico-node"},
+        "spec": {"template": {"spec": {"hostNetwork": True, "containers": [container]}}},
+        "status": {"desiredNumberScheduled": 3, "numberReady": 1},
+    }
+
+
+def test_of_calico_node_only_what_decides_on_addresses_and_routes(cluster: Cluster, tls: Path, fixtures: Path) -> None:
+    cluster.load(fixtures / "k3s-1.36.3/swapped-clean/server0")
+    reference = {"configMapKeyRef": {"name": "calico-config", "key": "calico_backend"}}
+    environment = (
+        {"name": "CALICO_NETWORKING_BACKEND", "valueFrom": reference},
+        {"name": "IP_AUTODETECTION_METHOD", "value": "cidr=10.0.0.0/16"},
+    )
+    cluster.lists["/apis/apps/v1/daemonsets"].append(calico_node(*environment, probe=("-felix-ready", "-bird-ready")))
+    facts = gather_cluster(api(cluster, tls))
+    assert facts["calico"]["node"] == {
+        "namespace": "kube-system",
+        "name": "calico-node",
+        "desired": 3,
+        "ready": 1,
+        "version": "v3.32.1",
+        "backend": "bird",
+        "autodetection": "cidr=10.0.0.0/16",
+        "program_cluster_routes": "",
+    }
+    assert "bgpconfigurations" not in facts["calico"]
+    assert "t0psecret" not in json.dumps(facts)
+
+
+def test_without_bird_in_its_probe_calico_has_no_bgp() -> None:
+    found = parse.calico_node([calico_node(probe=("-felix-ready",))])["node"]
+    assert (found["backend"], found["autodetection"]) == ("none", "first-found")
+    named = calico_node({"name": "CALICO_NETWORKING_BACKEND", "value": "vxlan"}, probe=("-felix-ready",))
+    assert parse.calico_node([named])["node"]["backend"] == "vxlan"
 
 
 def test_nothing_else_is_kept(cluster: Cluster, tls: Path, fixtures: Path) -> None:

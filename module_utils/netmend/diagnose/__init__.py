@@ -6,13 +6,13 @@ import json
 from typing import Dict, FrozenSet, Iterable, List, Tuple, TypeVar
 
 from ..model import Finding, Remedy, Run
-from . import cluster, control_plane, dns, firewall, flannel, host, mtu, overlay, service
+from . import calico, cluster, control_plane, dns, firewall, flannel, host, mtu, overlay, service
 from .case import Case
 from .path import Paths
 from .registry import FAULTS, SYMPTOM, Fault, Suspicion
 
 # Importing them registers their faults.
-FAMILIES = (control_plane, host, service, firewall, flannel, overlay, mtu, dns, cluster)
+FAMILIES = (control_plane, host, service, firewall, flannel, overlay, calico, mtu, dns, cluster)
 SENTENCES = 6  # of evidence in a finding; the nodes where a fault is in resemble each other
 
 T = TypeVar("T")

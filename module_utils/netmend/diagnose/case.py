@@ -16,6 +16,7 @@ BLOCKED = frozenset(["timeout", "refused", "reset", "unreachable", "prohibited"]
 MISSING = "missing"  # planned, but nothing came back
 
 KUBE_CHAIN = "KUBE-"
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")  # RFC 1918, RFC 6598
 
 
 class Endpoint(NamedTuple):
@@ -188,10 +189,31 @@ class Case:
                 return address.partition("/")[0]
         return self.internal_ip(node)
 
-    def underlay_address(self, node: str) -> str:
-        """The address that the node's tunnels have: what Flannel announced, else the internal one."""
-        announced = self.members[node]["annotations"].get("flannel.alpha.coreos.com/public-ip")
-        return announced or self.internal_ip(node)
+    def underlay_address(self, node: str, kind: str) -> str:
+        """The address that the node's tunnels have: what Flannel, for ipip Calico, announced, else the internal one."""
+        by_flannel = self.members[node]["annotations"].get("flannel.alpha.coreos.com/public-ip")
+        return (self.calico_address(node) if kind == "ipip" else by_flannel) or self.internal_ip(node)
+
+    def calico_address(self, node: str) -> str:
+        """Where Calico's tunnels and its BGP end, without the prefix length; "" for a node that is none of Calico's."""
+        return self.members[node]["annotations"].get("projectcalico.org/IPv4Address", "").partition("/")[0]
+
+    def bgp_state(self, node: str, peer: str) -> str:
+        """Of the node's TCP connection for BGP with an address; "" for none. An ended one may linger beside it."""
+        states = [each["state"] for each in self.nodes[node]["bgp"] if each["peer"] == peer]
+        return next((state for state in ("ESTAB", "SYN-SENT") if state in states), next(iter(states), ""))
+
+    def route(self, node: str, address: str) -> Optional[Route]:
+        """The route of the node's main table that decides about the address, of whatever type."""
+        wanted = _network(address)
+        routes = [
+            (network.prefixlen, -route["metric"], route)
+            for route in self.nodes[node]["routes"]
+            if route["table"] == "main"
+            for network in [_network(route["destination"])]
+            if network and wanted and wanted.subnet_of(network)
+        ]
+        return max(routes, key=lambda each: each[:2])[2] if routes else None
 
     def rulesets(self, node: str) -> Dict[str, Ruleset]:
         iptables = self.nodes[node]["iptables"]
@@ -237,6 +259,10 @@ def contains(network: str, other: str) -> bool:
     """Whether all of the other network lies in this one."""
     outer, inner = _network(network), _network(other)
     return outer is not None and inner is not None and inner.subnet_of(outer)
+
+
+def is_private(address: str) -> bool:
+    return any(contains(network, address) for network in PRIVATE)
 
 
 @lru_cache(maxsize=65536)

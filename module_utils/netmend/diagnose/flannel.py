@@ -25,9 +25,9 @@ def flannel_on_wrong_nic(case: Case, paths: Paths) -> Iterator[Suspicion]:
     is not.
     """
     for node in case.members:
-        if not misplaced(case, node):
+        if not misplaced(case, node) or not _in_use(case, paths, node):
             continue
-        announced, internal = case.underlay_address(node), case.internal_ip(node)
+        announced, internal = case.underlay_address(node, "vxlan"), case.internal_ip(node)
         explained = _blocked_across(case, paths, {node})
         if not explained and not (_private(internal) and not _private(announced)):
             continue
@@ -108,6 +108,12 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
         )
 
 
+def _in_use(case: Case, paths: Paths, node: str) -> bool:
+    """Whether the node's routes to pods lead into Flannel's device: its annotations stay when another CNI took over."""
+    overlays = (paths.overlay(node, peer) for peer in case.peers(node))
+    return any(overlay and overlay.device.startswith("flannel") for overlay in overlays)
+
+
 def misplaced(case: Case, node: str) -> bool:
     """Whether Flannel announces another address than the node's internal one, and nobody said that it shall."""
     annotations = case.members[node]["annotations"]
@@ -141,7 +147,7 @@ def wrong_entries(case: Case, node: str, peer: str, device: str) -> List[str]:
     mac = str(json.loads(announced).get("VtepMAC", "")).lower() if announced else ""
     if not mac:
         return []
-    facts, address, wrong = case.nodes[node], case.underlay_address(peer), []
+    facts, address, wrong = case.nodes[node], case.underlay_address(peer, "vxlan"), []
     sent = sorted({e["destination"] for e in facts["fdb"] if e["device"] == device and e["mac"].lower() == mac})
     if sent != [address]:
         leads = f"leads to {', '.join(sent)}" if sent else "is in no FDB entry"

@@ -132,7 +132,7 @@ def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Rem
 def _underlay(case: Case, paths: Paths, node: str, overlay: Overlay) -> Optional[Interface]:
     """The NIC by which the tunnel's packets leave."""
     peer = next(peer for peer in case.peers(node) if paths.overlay(node, peer) == overlay)
-    return case.interface(node, case.device(node, case.underlay_address(peer)))
+    return case.interface(node, case.device(node, case.underlay_address(peer, overlay.kind)))
 
 
 def _nic_mtu(case: Case, node: str, peer: str) -> int:

@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .. import overlays
 from ..model import Probe, Remedy
-from .case import DROPPED, Case, ids
+from .case import DROPPED, Case, contains, ids, is_private
 from .flannel import arrive_damaged, misplaced, wrong_entries
 from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
@@ -84,7 +84,7 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
     as one side sees, and so never certain: the nodes ping each other, and neither a firewall, nor forwarding, nor a
     route, a device, an FDB entry at either end accounts for it.
     """
-    for (here, there), probes in _crossings(case, paths).items():
+    for (here, there), probes in crossings(case, paths).items():
         overlay = paths.overlay(here, there)
         if not overlay or overlay.kind != kind or any(case.outcome(probe) not in DROPPED for probe in probes):
             continue
@@ -92,14 +92,15 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
         seen = [_measured(case, *ends, kind, overlay.port) for ends in both]
         lost = [each.sentence for each in seen if each and each.verdict == "fabric"]
         arrives = all(each and each.verdict in ("passes", "host", "sender") for each in seen)
-        if not lost and (arrives or not _is_left(case, paths, both, probes)):
+        astray = kind == "ipip" and not all(at_internal_ip(case, end) for end in (here, there))
+        if not lost and (arrives or astray or not _is_left(case, paths, both, probes)):
             continue
         verdicts = [paths.judge(passage) for passage in paths.tunnel(here, there)]
         accepted = all(verdict.action == "accept" for verdict in verdicts)
         name = NAMES[kind].format(port=overlay.port)
         received = case.interface(there, overlay.device)
         packets = f"{received['rx_packets']} packets" if received else "nothing known"
-        right = all(_end_is_right(case, paths, *ends) for ends in both)
+        right = all(end_is_right(case, paths, *ends) for ends in both)
         pair = {here, there}
         yield Suspicion(
             where=f"{here}>{there}",
@@ -130,7 +131,7 @@ def _is_left(case: Case, paths: Paths, both: Tuple[Tuple[str, str], ...], probes
     return (
         bool(pings)
         and all(case.met(ping) for ping in pings)
-        and all(_end_is_right(case, paths, *ends) for ends in both)
+        and all(end_is_right(case, paths, *ends) for ends in both)
         and not any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
     )
 
@@ -158,7 +159,8 @@ class _Seen(NamedTuple):
 def _measured(case: Case, here: str, there: str, kind: str, port: int) -> Optional[_Seen]:
     """What became of such packets, measured at both ends; None where it is not known, or of other addresses."""
     underlay = case.run.get("underlay")
-    if not underlay or any(underlay["addresses"].get(node) != case.underlay_address(node) for node in (here, there)):
+    ends = {node: case.underlay_address(node, kind) for node in (here, there)}
+    if not underlay or any(underlay["addresses"].get(node) != address for node, address in ends.items()):
         return None
     packets = f"udp-{port}" if kind == "vxlan" else kind
     pair = underlay["pairs"].get(f"{here}>{there}")
@@ -169,10 +171,10 @@ def _measured(case: Case, here: str, there: str, kind: str, port: int) -> Option
 
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:
     """Probes of pods' own addresses that cross the overlay from the node or to it."""
-    return [probe for pair, probes in _crossings(case, paths).items() if node in pair for probe in probes]
+    return [probe for pair, probes in crossings(case, paths).items() if node in pair for probe in probes]
 
 
-def _crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
+def crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
     """Probes of pods' own addresses, by the ordered pair of nodes between which the overlay carries them."""
     crossings: Dict[Tuple[str, ...], List[Probe]] = {}
     for probe in case.run["probes"]:
@@ -183,7 +185,7 @@ def _crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
     return crossings
 
 
-def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
+def end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
     """Whether the node's own part of the tunnel to the peer is as it should be, as far as the facts tell."""
     overlay = paths.overlay(node, peer)
     if overlay is None or case.nodes[node]["sysctls"].get("net.ipv4.ip_forward") == "0":
@@ -191,6 +193,8 @@ def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
     interface = case.interface(node, overlay.device)
     if interface is None or interface["state"] == "DOWN":
         return False
+    if overlay.device.startswith("flannel") and not contains(case.members[peer]["pod_cidr"], case.pod_address(peer)):
+        return False  # those pods are another overlay's
     if overlay.kind != "vxlan":
         return True
     return not (
@@ -198,3 +202,9 @@ def _end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:
         or misplaced(case, node)
         or arrive_damaged(case, paths, node, peer)
     )
+
+
+def at_internal_ip(case: Case, node: str) -> bool:
+    """Whether Calico's tunnel ends at the node's internal address, in a private network."""
+    address = case.underlay_address(node, "ipip")
+    return address == case.internal_ip(node) and is_private(address)

@@ -170,8 +170,10 @@ class Paths:
 
     def _tunnel_end(self, node: str, peer: str) -> Iterator[Passage]:
         overlay = self.overlay(node, peer)
-        own, other = self.case.underlay_address(node), self.case.underlay_address(peer)
-        if overlay and own and other:
+        if overlay is None:
+            return
+        own, other = (self.case.underlay_address(each, overlay.kind) for each in (node, peer))
+        if own and other:
             device = self.case.device(node, other)
             protocol = "udp" if overlay.kind == "vxlan" else "ipip"
             incoming = Packet(other, own, protocol, overlay.port, interface_in=device, to_local=True)

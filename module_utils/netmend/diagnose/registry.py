@@ -13,7 +13,7 @@ from .case import Case
 from .path import Paths
 
 # Layers, causes before what they cause. Inside a layer, what explains more comes first.
-NODE, CONTROL_PLANE, KERNEL, FLUSH, FIREWALL, SERVICE, FABRIC, WORKLOAD, SYMPTOM = range(9)
+NODE, CONTROL_PLANE, KERNEL, FLUSH, CNI, FIREWALL, SERVICE, FABRIC, WORKLOAD, SYMPTOM = range(10)
 
 
 class Suspicion(NamedTuple):

@@ -126,6 +126,33 @@ def daemonset(item: Object) -> Dict[str, Any]:
     }
 
 
+def calico_node(daemonsets: Iterable[Object]) -> Dict[str, Any]:
+    """{"node": ...} of the DaemonSet that has Calico's container calico-node; {} where there is none.
+
+    Of the environment it has what decides on a node's address and on who makes its routes. The backend
+    (CALICO_NETWORKING_BACKEND) is mostly kept in a ConfigMap: what the readiness probe asks of BIRD stands for it then.
+    Source: manifests/calico.yaml and calico-vxlan.yaml of projectcalico/calico.
+    """
+    for item in daemonsets:
+        for container in item["spec"]["template"]["spec"].get("containers", []):
+            if container["name"] != "calico-node":
+                continue
+            variables = {each["name"]: each.get("value", "") for each in container.get("env", [])}
+            probe = container.get("readinessProbe", {}).get("exec", {}).get("command", [])
+            status = item.get("status", {})
+            node = {
+                **_named(item),
+                "desired": status.get("desiredNumberScheduled", 0),
+                "ready": status.get("numberReady", 0),
+                "version": _tag(container.get("image", "")),
+                "backend": variables.get("CALICO_NETWORKING_BACKEND") or ("bird" if "-bird-ready" in probe else "none"),
+                "autodetection": variables.get("IP_AUTODETECTION_METHOD") or "first-found",
+                "program_cluster_routes": variables.get("FELIX_PROGRAMCLUSTERROUTES", ""),
+            }
+            return {"node": node}
+    return {}
+
+
 def custom(item: Object) -> Dict[str, Any]:
     """Name and spec of a custom resource."""
     return {"name": item["metadata"]["name"], **item.get("spec", {})}
@@ -196,6 +223,11 @@ def _backend(backend: Object) -> Dict[str, Any]:
 
 def _named(item: Object) -> Dict[str, Any]:
     return {"namespace": item["metadata"]["namespace"], "name": item["metadata"]["name"]}
+
+
+def _tag(image: str) -> str:
+    """ "v3.32.1" of "quay.io/calico/node:v3.32.1@sha256:..."; "" where the image has none."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
 def _condition(status: Object) -> Dict[str, str]:

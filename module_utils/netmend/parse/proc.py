@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Dict, List
 
-from ..model import Socket
+from ..model import BgpConnection, Socket
 
 _PROCESS = re.compile(r'users:\(\("([^"]*)"')
 # In a cgroup's path: pod<uid> (cgroupfs), or kubepods-besteffort-pod<uid with _>.slice (systemd).
@@ -51,6 +51,18 @@ def sockets(text: str) -> List[Socket]:
                 process=process[1] if process else "",
             )
         )
+    return found
+
+
+def bgp(text: str) -> List[BgpConnection]:
+    """From ``ss -H -tn state connected`` for port 179."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if len(fields) < 5:
+            raise ValueError(f"ss, line {number}: cannot read {line!r}")
+        own, peer = (field.rpartition(":")[0].partition("%")[0].strip("[]") for field in fields[3:5])
+        found.append(BgpConnection(own=own, peer=peer, state=fields[0]))
     return found
 
 

@@ -7,7 +7,7 @@ import ipaddress
 import json
 
 import pytest
-from ansible.module_utils.netmend.parse import cluster, ip, proc, ufw
+from ansible.module_utils.netmend.parse import cluster, ip, k3s, proc, ufw
 from ansible.module_utils.netmend.parse.iptables import parse_rule, parse_save
 from ansible.module_utils.netmend.plan import plan_matrix
 
@@ -20,7 +20,7 @@ DNS_NODE = "server0"
 class Bench:
     """A run, and the ways to break it. Every probe passes until it is said to fail."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, pods="10.42.0.0/16", services="10.43.0.0/16"):
         self.members = [cluster.node(item) for item in _items(directory, "nodes")]
         self.pods = [cluster.pod(item) for item in _items(directory, "pods")]
         self.run = {
@@ -29,15 +29,15 @@ class Bench:
             "cluster": {
                 "version": "v1.36.3+k3s1",
                 "api": {"livez": "ok", "readyz": "ok", "etcd": "ok", "server": "https://10.0.0.100:6443"},
-                "cluster_cidr": "10.42.0.0/16",
-                "service_cidr": "10.43.0.0/16",
+                "cluster_cidr": pods,
+                "service_cidr": services,
                 "dns_ip": "",
                 "nodes": self.members,
                 "pods": self.pods,
                 "services": cluster.services(_items(directory, "services"), _items(directory, "endpointslices")),
                 "network_policies": [],
                 **{key: [] for key in ("ingresses", "ingress_classes", "daemonsets", "errors")},
-                "calico": {},
+                "calico": _calico(directory),
             },
         }
         self.ends = {"default/web": set(NODES)}  # Service -> the nodes that its endpoints are on
@@ -131,6 +131,37 @@ class Bench:
     def enable_ufw(self, node, **settings):
         self.node(node)["ufw"].update(installed=True, enabled=True, **settings)
 
+    # --- Calico ---
+
+    def run_calico(self, backend="none", version="v3.32.1", **settings):
+        """By a DaemonSet, which the captured clusters did not have; settings: programClusterRoutes of felix, bird."""
+        calico = self.run["cluster"]["calico"]
+        calico["node"] = {
+            **{"namespace": "kube-system", "name": "calico-node", "desired": 3, "ready": 3, "version": version},
+            **{"backend": backend, "autodetection": "kubernetes-internal-ip", "program_cluster_routes": ""},
+        }
+        for kind, who in (("felixconfigurations", "felix"), ("bgpconfigurations", "bird")):
+            if who in settings:
+                calico[kind] = [{"name": "default", "programClusterRoutes": settings[who]}]
+
+    def address(self, **addresses):
+        """What Calico found as the nodes' addresses, and every node knows of."""
+        for node in self.members:
+            if node["name"] in addresses:
+                node["annotations"]["projectcalico.org/IPv4Address"] = f"{addresses[node['name']]}/32"
+        known = [node["annotations"]["projectcalico.org/IPv4Address"].partition("/")[0] for node in self.members]
+        for facts in self.run["nodes"].values():
+            facts["ipsets"]["cali40all-hosts-net"] = known
+
+    def unroute(self, node, *peers):
+        """Takes away the node's routes to the peers' blocks."""
+        affinities = self.run["cluster"]["calico"]["blockaffinities"]
+        blocks = [affinity["cidr"] for affinity in affinities if affinity["node"] in peers]
+        routes = self.node(node)["routes"]
+        kept = [route for route in routes if route["destination"] not in blocks]
+        assert len(kept) < len(routes)
+        routes[:] = kept
+
     # --- what probes do ---
 
     def involves(self, *nodes):
@@ -157,6 +188,10 @@ class Bench:
     def crosses(self, *nodes):
         """Whether a probe needs the overlay at one of the nodes."""
         return lambda probe: any(set(nodes) & set(pair) for pair in self.crossings(probe))
+
+    def between(self, *pair):
+        """Whether a probe needs the overlay between these two nodes."""
+        return lambda probe: any(set(pair) == set(crossing) for crossing in self.crossings(probe))
 
     def forwarded_at(self, node):
         """Whether a probe needs the node to forward."""
@@ -197,19 +232,40 @@ def _facts(directory, name, pods):
         "nft_tables": [],
         "conntrack": {"count": 340, "max": 131072},
         "sockets": proc.sockets(text("ss.txt")),
-        "k3s": {
-            "role": "server" if name == NODES[0] else "agent",
-            "unit": "k3s.service" if name == NODES[0] else "k3s-agent.service",
-            "config": {},
-            "sources": {},
-        },
-        "cni": {"networks": {}},
         "time": NOW,
         "clock": {"synchronized": True, "source": "chrony"},
         "certificates": [],
         "errors": [],
+        "k3s": _k3s(directory, name),
+        "cni": _cni(directory, text("containerd-config.toml")),
+        "bgp": [],
         "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in pods if pod["node"] == name],
     }
+
+
+def _k3s(directory, name):
+    paths = sorted((directory / "rancher").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name))
+    config, _ = k3s.effective([(str(path), k3s.parse_config(path.read_text(), str(path))) for path in paths], [], {})
+    unit = "k3s.service" if name.startswith("server") else "k3s-agent.service"
+    return {"role": name[:-1], "unit": unit, "config": config, "sources": {}}
+
+
+def _cni(directory, containerd):
+    conf_dir, bin_dirs = k3s.containerd_cni(containerd)
+    folder = directory / ("cni-etc" if conf_dir == "/etc/cni/net.d" else "cni")
+    networks = {path.name: json.loads(path.read_text()) for path in sorted(folder.iterdir())}
+    return {"conf_dir": conf_dir, "bin_dirs": bin_dirs, "networks": networks}
+
+
+def _calico(directory):
+    """As captured, where it ran as plain units: without a DaemonSet."""
+    kinds = [kind for kind in ("ippools", "felixconfigurations", "blockaffinities") if _has(directory, kind)]
+    return {kind: [cluster.custom(item) for item in _items(directory, kind)] for kind in kinds}
+
+
+def _has(directory, kind):
+    path = directory / f"server0/k8s-{kind}.json"
+    return path.exists() and path.stat().st_size > 0
 
 
 def _items(directory, kind):
@@ -217,8 +273,23 @@ def _items(directory, kind):
 
 
 @pytest.fixture(scope="session")
-def benches(fixtures):
-    return {state: Bench(fixtures / "k3s-1.36.3" / state) for state in STATES}
+def benches(fixtures, tmp_path_factory):
+    captured = {state: fixtures / "k3s-1.36.3" / state for state in STATES}
+    other = _with_other_networks(captured["swapped-clean"], tmp_path_factory.mktemp("captured"))
+    return {
+        **{state: Bench(directory) for state, directory in captured.items()},
+        "other-networks": Bench(other, "10.233.0.0/16", "10.110.0.0/16"),
+    }
+
+
+def _with_other_networks(captured, directory):
+    """The same cluster with the networks that the operators have on Calico."""
+    for path in captured.rglob("*"):
+        if path.is_file():
+            copy_of = directory / path.relative_to(captured)
+            copy_of.parent.mkdir(parents=True, exist_ok=True)
+            copy_of.write_text(path.read_text().replace("10.42.", "10.233.").replace("10.43.", "10.110."))
+    return directory
 
 
 @pytest.fixture

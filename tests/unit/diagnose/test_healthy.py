@@ -114,7 +114,7 @@ def policy_chains_in_force(bench):
 
 def servers_that_say_the_same_in_other_words(bench):
     bench.node("agent1")["k3s"]["role"] = "server"
-    config = {"flannel-backend": "vxlan", "cluster-dns": ["10.43.0.10"], "disable": ["traefik"]}
+    config = {**bench.node("server0")["k3s"]["config"], "flannel-backend": "vxlan", "cluster-dns": ["10.43.0.10"]}
     bench.node("agent1")["k3s"]["config"] = {**config, "secrets-encryption": "false", "node-ip": ["10.0.0.111"]}
 
 

@@ -43,6 +43,20 @@ def test_sockets(node: Path) -> None:
     )
 
 
+def test_bgp() -> None:
+    text = (
+        "ESTAB    0      0      10.0.0.110:179   10.0.0.111:41240\n"
+        "SYN-SENT 0      1      10.0.0.110:38394 10.0.0.100:179  \n"
+    )
+    assert proc.bgp(text) == [
+        {"own": "10.0.0.110", "peer": "10.0.0.111", "state": "ESTAB"},
+        {"own": "10.0.0.110", "peer": "10.0.0.100", "state": "SYN-SENT"},
+    ]
+    assert proc.bgp("") == []
+    with pytest.raises(ValueError, match="line 1"):
+        proc.bgp("ESTAB 0 0 10.0.0.110:179\n")
+
+
 def test_ipsets(node: Path) -> None:
     sets = proc.ipsets((node / "ipset.txt").read_text())
     assert sorted(sets["cali40all-hosts-net"]) == ["10.0.0.100", "10.0.0.110", "10.0.0.111"]
