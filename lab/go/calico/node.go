@@ -135,10 +135,20 @@ func (a *agent) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := replaceFile(nodeNameFile, []byte(a.name), 0o644); err != nil {
+	if err := a.ensurePool(ctx); err != nil {
 		return err
 	}
-	if err := a.ensurePool(ctx); err != nil {
+	pools, err := a.pools.list(ctx)
+	if err != nil {
+		return err
+	}
+	w := a.world
+	w.pools = pools
+	if err := a.tunnelAddresses(ctx, w, self); err != nil {
+		return err
+	}
+	// It lets the plugin work, and the tunnel's end is to have the first address of the node's first block.
+	if err := replaceFile(nodeNameFile, []byte(a.name), 0o644); err != nil {
 		return err
 	}
 	return a.condition(ctx, core.ConditionFalse, "CalicoIsUp", "Calico is running on this node")
@@ -274,22 +284,21 @@ func (a *agent) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, tunnel := range []struct {
-		annotation, handle, kind string
-		wanted                   bool
-	}{
-		{annotationIPIP, "ipip-tunnel-addr-", "ipipTunnelAddress", w.ipip()},
-		{annotationVXLAN, "vxlan-tunnel-addr-", "vxlanTunnelAddress", w.vxlan()},
-	} {
-		if err := a.tunnelAddress(ctx, w, self, tunnel.annotation, tunnel.handle+a.name, tunnel.kind, tunnel.wanted); err != nil {
-			return err
-		}
+	if err := a.tunnelAddresses(ctx, w, self); err != nil {
+		return err
 	}
 	err = a.kernel.apply(ctx, w)
 	if w.backend == "bird" {
 		err = errors.Join(err, a.bird.keep(ctx, w, bgp))
 	}
 	return err
+}
+
+func (a *agent) tunnelAddresses(ctx context.Context, w world, self core.Node) error {
+	return errors.Join(
+		a.tunnelAddress(ctx, w, self, annotationIPIP, "ipip-tunnel-addr-"+a.name, "ipipTunnelAddress", w.ipip()),
+		a.tunnelAddress(ctx, w, self, annotationVXLAN, "vxlan-tunnel-addr-"+a.name, "vxlanTunnelAddress", w.vxlan()),
+	)
 }
 
 // tunnelAddress has one address of the node's blocks for the tunnel's end, in the annotation that the peers read.
