@@ -85,10 +85,9 @@ class Lab:
     @property
     def kind(self) -> str:
         """What faults.yml means by lab: default, calico (Felix makes the routes) or calico-bird (BGP does)."""
-        calico = getattr(self, "calico", None)
-        if calico is None:
+        if self.calico is None:
             return "default"
-        return "calico-bird" if calico["backend"] == "bird" else "calico"
+        return "calico-bird" if self.calico["backend"] == "bird" else "calico"
 
     @property
     def memory(self) -> int:

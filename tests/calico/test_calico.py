@@ -78,7 +78,8 @@ def test_routes_between_nodes_are_felixs(
 ) -> None:
     for machine in lab.machines:
         real = (captures / CAPTURED[machine.private] / "ip-route-all.json").read_text()
-        assert routes(cluster.must(lab, machine, "ip -d -j route show table all"), blocks) == routes(real, captured_blocks)
+        here = cluster.must(lab, machine, "ip -d -j route show table all")
+        assert routes(here, blocks) == routes(real, captured_blocks)
 
 
 def test_routes_to_own_pods_are_felixs(lab: Lab, captures: Path) -> None:
