@@ -20,7 +20,7 @@ PLACES = 12  # of a finding
 def measured(judgement: Judgement) -> str:
     """The matrix and the findings, for a terminal of 120 columns."""
     lines = _matrix_lines(judgement["matrix"]) + _coverage_lines(judgement["coverage"])
-    lines += _overlay_lines(judgement["overlays"])
+    lines += _overlay_lines(judgement["overlays"]) if judgement["findings"] else []
     return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
 
 
