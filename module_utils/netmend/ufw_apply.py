@@ -25,6 +25,7 @@ CONF = Path("/etc/ufw/ufw.conf")
 BEFORE = Path("/etc/ufw/before.rules")
 USER = (Path("/etc/ufw/user.rules"), Path("/etc/ufw/user6.rules"))
 LOCK = Path("/run/ufw.lock")
+RELOADS = 3
 LOCK_TIMEOUT = 20  # seconds; a command of UFW takes less than one
 
 
@@ -59,7 +60,7 @@ def apply(plan: Plan) -> None:
         if after["enabled"] != before["enabled"]:
             node.run(["ufw", "--force", "enable" if after["enabled"] else "disable"])
         elif after["enabled"] and reload:
-            node.run(["ufw", "reload"])
+            _reload()
 
 
 def ssh_connection() -> Optional[Connection]:
@@ -159,6 +160,17 @@ def _put_back(enabled: bool) -> Iterator[None]:
             # Only then: disabling what is disabled would still set the policies of the built-in chains.
             node.run(["ufw", "disable"], check=False)
         raise UfwError(f"{error}; UFW was put back as it was") from error
+
+
+def _reload() -> None:
+    """UFW gives up where one of its commands meets another program's change of the rules (kube-proxy's, Felix's)."""
+    for left in reversed(range(RELOADS)):
+        try:
+            node.run(["ufw", "reload"])
+            return
+        except node.CommandError:
+            if not left:
+                raise
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.netmend import ufw_apply
+from ansible.module_utils.netmend.node import CommandError
 
 # The module runs by the tests' Python here; UFW's own code is the distribution's.
 RUN = """
@@ -197,3 +199,29 @@ def arrived(node, peer: str, source: str) -> int:
     listed = node("iptables", "-vnxL", "ufw-before-input").splitlines()
     (rule,) = (line.split() for line in listed if "10.0.0.110" in line)
     return int(rule[0])
+
+
+@pytest.mark.parametrize(("failures", "calls"), [(0, 1), (2, 3)])
+def test_a_reload_that_meets_another_programs_change_is_done_again(monkeypatch, failures, calls):
+    made = reloads(monkeypatch, failures)
+    ufw_apply._reload()
+    assert made == [["ufw", "reload"]] * calls
+
+
+def test_a_reload_that_fails_for_good_is_said(monkeypatch):
+    reloads(monkeypatch, failures=3)
+    with pytest.raises(CommandError, match="Could not load logging rules"):
+        ufw_apply._reload()
+
+
+def reloads(monkeypatch, failures):
+    """The commands that are run, of which the first ones fail."""
+    made = []
+
+    def run(argv):
+        made.append(argv)
+        if len(made) <= failures:
+            raise CommandError("ufw reload: ERROR: Could not load logging rules")
+
+    monkeypatch.setattr(ufw_apply.node, "run", run)
+    return made
