@@ -14,9 +14,17 @@ from lab.spec import Lab
 
 from . import disturbances
 
-# Those of the lab that the tests run in; the fixture `lab` says where there is none.
-KIND = machines.recall(os.environ["NETMEND_LAB"]).kind if "NETMEND_LAB" in os.environ else "default"
-FAULTS = {name: fault for name, fault in spec.faults().items() if fault.get("lab", "default") == KIND}
+# The fixture `lab` says where there is none.
+LAB = machines.recall(os.environ["NETMEND_LAB"]) if "NETMEND_LAB" in os.environ else None
+
+
+def fits(fault: dict[str, Any]) -> bool:
+    """Whether the lab that the tests run in has what the fault needs."""
+    kind, servers = (LAB.kind, len(LAB.servers)) if LAB else ("default", 1)
+    return fault.get("lab", "default") == kind and fault.get("servers", 1) <= servers
+
+
+FAULTS = {name: fault for name, fault in spec.faults().items() if fits(fault)}
 HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
 NAMED = {name: fault.get("named", [name]) for name, fault in FAULTS.items()}
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and len(NAMED[name]) == 1]
@@ -27,8 +35,6 @@ LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and nam
 def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
     name = request.param
-    if len(lab.servers) < (needed := FAULTS[name].get("servers", 1)):
-        pytest.skip(f"needs a lab of {needed} servers")
     cluster.put_in(lab, name)
     yield name, FAULTS[name]
     if FAULTS[name]["mended_by"]:
