@@ -9,9 +9,9 @@ import sys
 from . import network
 from .spec import Lab
 
-# SSH, HTTP, HTTPS, Typha, BGP, etcd, the API, the kubelet, kube-proxy's health, K3s's registry, the lab's hostPort and
-# NodePort, the operators' NodePorts, and their fallbacks.
-PORTS = (22, 80, 179, 443, 2379, 2380, 5001, 5473, 6443, 8880, 10250, 10256, 30000, 30080, 31695, 32720)
+# SSH, HTTP, HTTPS, Typha, BGP, etcd, the API, the kubelet, kube-proxy's health, K3s's registry, the lab's NodePort,
+# the operators' NodePorts, and their fallbacks.
+PORTS = (22, 80, 179, 443, 2379, 2380, 5001, 5473, 6443, 10250, 10256, 30000, 30080, 31695, 32720)
 WAIT = 2.0  # seconds; silence is the answer of most
 
 PROBE = """

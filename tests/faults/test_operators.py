@@ -14,8 +14,8 @@ from lab.spec import Lab
 from . import disturbances
 
 FAULT = "operators"
-# SSH; a NodePort and a hostPort, which are open on all of a node's addresses, and Flannel's accepts let them through.
-MAY_BE_OPEN = {22, 8880, 31695}
+# SSH, and a NodePort: Kubernetes opens it on all of a node's addresses, and Flannel's accepts let it through.
+MAY_BE_OPEN = {22, 31695}
 # UFW lets it in, and nobody listens.
 MAY_REFUSE = {443}
 
