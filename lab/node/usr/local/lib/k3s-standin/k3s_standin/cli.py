@@ -1,4 +1,7 @@
-"""`k3s COMMAND`: the commands of K3s that the lab needs, in K3s's words."""
+"""`k3s COMMAND`: the commands of K3s that the lab needs, in K3s's words.
+
+What a command needs is imported where it is run: `k3s --version` and `k3s kubectl` are to be as quick as K3s's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Callable, NoReturn
 
-from . import certificates, config, crictl, etcd, node, version
+from . import version
 from .log import Fatal, log
 from .paths import CONTAINERD_SOCKET, KUBE, KUBECONFIG
 
@@ -43,10 +46,10 @@ def _run(words: list[str]) -> int:
     command, arguments = (words[0], words[1:]) if words else ("--help", [])
     commands: dict[str, Callable[[list[str]], int]] = {
         "server": _server,
-        "agent": lambda args: node.run(config.load("agent", args)),
+        "agent": _agent,
         "kubectl": _kubectl,
         "ctr": _ctr,
-        "crictl": crictl.main,
+        "crictl": _crictl,
         "etcd-snapshot": _etcd_snapshot,
         "certificate": _certificate,
         "--version": lambda _: _print(version.text()),
@@ -61,11 +64,25 @@ def _run(words: list[str]) -> int:
 
 
 def _server(arguments: list[str]) -> int:
+    from . import config, etcd, node
+
     settings = config.load("server", arguments)
     if not settings.cluster_reset:
         return node.run(settings)
     etcd.reset(settings)
     return 0
+
+
+def _agent(arguments: list[str]) -> int:
+    from . import config, node
+
+    return node.run(config.load("agent", arguments))
+
+
+def _crictl(arguments: list[str]) -> int:
+    from . import crictl
+
+    return crictl.main(arguments)
 
 
 def _kubectl(arguments: list[str]) -> NoReturn:
@@ -80,6 +97,8 @@ def _ctr(arguments: list[str]) -> NoReturn:
 
 
 def _etcd_snapshot(arguments: list[str]) -> int:
+    from . import config, etcd
+
     verb, options = (arguments[0], arguments[1:]) if arguments else ("save", [])
     if verb in ("ls", "list"):
         return _print(etcd.list_snapshots())
@@ -94,6 +113,8 @@ def _etcd_snapshot(arguments: list[str]) -> int:
 def _certificate(arguments: list[str]) -> int:
     if arguments != ["check"]:
         raise Fatal("usage: k3s certificate check (the stand-in rotates none)")
+    from . import certificates
+
     certificates.check()
     return 0
 
