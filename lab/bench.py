@@ -9,6 +9,8 @@ from collections.abc import Callable
 from . import build, cluster, machines
 from .spec import Lab, Machine
 
+FORKS = 50
+FORK = f"s=$(date +%s%N); i=0; while [ $i -lt {FORKS} ]; do /bin/true; i=$((i+1)); done; echo $(($(date +%s%N) - s))"
 STAGES = {"ssh": "SSH", "api": "API", "ready": "all nodes Ready", "apps": "applications running"}
 
 
@@ -20,11 +22,18 @@ def run(lab: Lab, say: Callable[[str], None]) -> None:
         say(f"{'power-on to':<28}{'s':>8}")
         for stage, seconds in took.items():
             say(f"{STAGES.get(stage, stage):<28}{seconds:>8.1f}")
+        say(f"\n{'ms for fork and exec there':<28}{fork(lab, lab.machines[-1]):>8.1f}")
         say(f"\n{'memory':<28}{'used MiB':>10}{'of host':>10}{'given':>10}")
         for machine in lab.machines:
             say(f"{machine.name:<28}{used(lab, machine):>10}{taken(lab, machine):>10}{machine.memory:>10}")
     finally:
         machines.destroy(lab.name)
+
+
+def fork(lab: Lab, machine: Machine) -> float:
+    """Milliseconds that a machine takes to start a program and see it end."""
+    done = subprocess.run(machines.ssh(lab.name, machine, FORK), capture_output=True, text=True, check=True)
+    return int(done.stdout) / FORKS / 1e6
 
 
 def used(lab: Lab, machine: Machine) -> int:
