@@ -37,6 +37,6 @@ def test_a_change_that_nobody_confirms_is_taken_back(lab: Lab, node: Machine, pl
                 os.killpg(run.pid, signal.SIGKILL)
                 break
     assert "netmend:" in cluster.firewall(lab, node), "the change was not in when the controller died"
-    wait = f"timeout {WITHIN} sh -c 'until test -e /var/lib/netmend/guard/ufw/rolled_back; do sleep 0.2; done'"
+    wait = f"timeout {WITHIN} sh -c 'until test -e /var/lib/netmend/guard/ufw/rolled_back.json; do sleep 0.2; done'"
     cluster.must(lab, node, wait)
     assert cluster.firewall(lab, node) == before
