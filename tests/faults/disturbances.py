@@ -14,7 +14,6 @@ def reload_ufw(lab: Lab, machine: Machine) -> None:
 def restart_k3s(lab: Lab, machine: Machine) -> None:
     unit = "k3s" if machine.role == "server" else "k3s-agent"
     cluster.must(lab, machine, f"systemctl restart {unit}.service")
-    cluster.wait(lab)
 
 
 def reboot(lab: Lab, machine: Machine) -> None:
@@ -24,7 +23,8 @@ def reboot(lab: Lab, machine: Machine) -> None:
 ALL = (reload_ufw, restart_k3s, reboot)
 
 
-def assert_healthy(playbooks: Playbooks) -> None:
-    """Nothing is found, and nothing is left to change."""
+def assert_healthy(lab: Lab, playbooks: Playbooks) -> None:
+    """Once all nodes are Ready, nothing is found, and nothing is left to change."""
+    cluster.wait(lab)
     again = playbooks.run("fix_network.yml")
     assert (again.code, again.named, again.changed) == (0, [], 0), again.output

@@ -55,10 +55,10 @@ def test_a_fault_is_named_and_mended(
     assert run.named[:1] == NAMED[name], run.output
     assert (run.code, run.report["healthy"]) == (0, True), run.output
     assert {change["role"] for change in run.report["changes"]} <= set(entry["mended_by"])
-    disturbances.assert_healthy(playbooks)
+    disturbances.assert_healthy(lab, playbooks)
     for disturb in disturbances.ALL if thorough else []:
         disturb(lab, cluster.fault_nodes(lab, entry["nodes"])[-1])
-        disturbances.assert_healthy(playbooks)
+        disturbances.assert_healthy(lab, playbooks)
 
 
 @pytest.mark.parametrize("fault", LEFT, indirect=True)

@@ -63,4 +63,4 @@ def test_what_was_mended_stays_so(disturb, lab: Lab, mended: Outcome, playbooks:
         # A reboot of all nodes at once would only show that a cluster starts.
         chosen = lab.machines[-1:] if disturb is disturbances.reboot else lab.machines
         list(pool.map(lambda machine: disturb(lab, machine), chosen))
-    disturbances.assert_healthy(playbooks)
+    disturbances.assert_healthy(lab, playbooks)
