@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Becomes a user-mode Linux machine; KERNEL, MEMORY_DIRECTORY and MEMORY (MiB) come in the environment.
+"""Becomes a user-mode Linux machine; KERNEL, MEMORY_DIRECTORY, MEMORY (MiB) and PROCESSOR come in the
+environment.
 
 A kernel that reboots executes its argv[0] again, which is this file: descriptors, signal mask and ignored signals of
 its life before would stay with it otherwise, and a machine then loses its disk's completions soon after.
@@ -16,6 +17,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (signal.SIGIO, signal.SIGVTALRM, signal.SIGPIPE, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    os.sched_setaffinity(0, {int(os.environ["PROCESSOR"])})
     memory = os.environ["MEMORY_DIRECTORY"]
     if not os.path.ismount(memory):
         # In the mount namespace of this machine alone: it goes when the machine does.
