@@ -123,7 +123,10 @@ async def agent(config: Config, children: Children) -> None:
     """One agent: it takes over the cluster's settings, and reaches the servers through its own balancer."""
     known = _known_servers()
     addresses = [config.server, *(f"https://{s}" for s in known if s != _address(config.server))]
-    bootstrap = await cluster.join(config, addresses)
+    async with asyncio.TaskGroup() as tasks:
+        joining = tasks.create_task(cluster.join(config, addresses))
+        tasks.create_task(_import_ahead(config))
+    bootstrap = joining.result()
     with tempfile.TemporaryDirectory(dir="/run") as authorities:
         bootstrap.write_authorities(Path(authorities))
         local = f"https://127.0.0.1:{PORT}"
@@ -258,23 +261,52 @@ async def _runtime(config: Config, settings: Cluster, children: Children) -> Non
     CONTAINERD_SOCKET.unlink(missing_ok=True)
     await children.start(components.containerd(), log=CONTAINERD / "containerd.log")
     await until(CONTAINERD_SOCKET.exists, "containerd")
-    for image in sorted(IMAGES.glob("*.tar")):
+    for image in _missing_images():
         await _import(image)
 
 
-async def _import(image: Path) -> None:
-    """Imports one archive, unless containerd has it since an earlier start."""
-    state = image.stat()
-    stamp, mark = CONTAINERD / f".imported-{image.name}", f"{state.st_size} {state.st_mtime_ns}"
-    if stamp.exists() and stamp.read_text() == mark:
+async def _import_ahead(config: Config) -> None:
+    """Imports the images while no server answers yet, by a containerd that does only this.
+
+    K3s's agent starts containerd when a server has told it which network there is; images need not wait for that.
+    """
+    if not _missing_images():
         return
+    children = Children()
+    write(CONTAINERD_CONFIG, components.containerd_configuration(config.pause_image, flannel=False))
+    for directory in (CONTAINERD, CONTAINERD_STATE):
+        directory.mkdir(parents=True, exist_ok=True)
+    CONTAINERD_SOCKET.unlink(missing_ok=True)
+    await children.start(components.containerd(), log=CONTAINERD / "containerd.log")
+    await until(CONTAINERD_SOCKET.exists, "containerd")
+    for image in _missing_images():
+        await _import(image)
+    await children.stop()
+
+
+def _missing_images() -> list[Path]:
+    """The archives that containerd does not have from an earlier start."""
+
+    def imported(image: Path) -> bool:
+        stamp, mark = _stamp(image)
+        return stamp.exists() and stamp.read_text() == mark
+
+    return [image for image in sorted(IMAGES.glob("*.tar")) if not imported(image)]
+
+
+def _stamp(image: Path) -> tuple[Path, str]:
+    state = image.stat()
+    return CONTAINERD / f".imported-{image.name}", f"{state.st_size} {state.st_mtime_ns}"
+
+
+async def _import(image: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         "ctr", "-a", str(CONTAINERD_SOCKET), "-n", "k8s.io", "image", "import", str(image), stdout=subprocess.DEVNULL
     )
     if await process.wait():
         raise Fatal(f"failed to import images from {image}")
     info(f"Imported images from {image}")
-    write(stamp, mark)
+    write(*_stamp(image))
 
 
 async def _node(config: Config, settings: Cluster, children: Children, api: Api) -> None:
