@@ -129,11 +129,12 @@ def _boot(lab: Lab, machine: Machine, path: str) -> str:
 
 
 def _wait_for_nodes(lab: Lab) -> None:
-    nodes = [f"node/{machine.name}" for machine in lab.machines]
+    first = lab.machines[0]
     # It can wait for one node that is not there yet, and not for several.
-    for node in nodes:
-        _k3s(lab, lab.machines[0], f"k3s kubectl wait --for=create {node} --timeout={READY_WITHIN}s")
-    _k3s(lab, lab.machines[0], f"k3s kubectl wait --for=condition=Ready {' '.join(nodes)} --timeout={READY_WITHIN}s")
+    for machine in lab.machines:
+        _k3s(lab, machine, f"k3s kubectl wait --for=create node/{machine.name} --timeout={READY_WITHIN}s")
+    nodes = " ".join(f"node/{machine.name}" for machine in lab.machines)
+    _k3s(lab, first, f"k3s kubectl wait --for=condition=Ready {nodes} --timeout={READY_WITHIN}s")
 
 
 def put_in(lab: Lab, name: str) -> None:
@@ -178,12 +179,15 @@ def fault_nodes(lab: Lab, where: str) -> list[Machine]:
     return {**groups, "server": servers[-1:], "one": agents[-1:]}[where]
 
 
-def _k3s(lab: Lab, server: Machine, command: str) -> None:
-    """must, for what waits on K3s: the message has the end of its journal on the first node that failure names."""
+def _k3s(lab: Lab, awaited: Machine, command: str) -> None:
+    """must on the first server, for what waits on K3s of a machine or of those that failure names.
+
+    The message has the end of K3s's journal there.
+    """
     try:
-        must(lab, server, command)
+        must(lab, lab.machines[0], command)
     except ClusterError as problem:
-        machine = next((machine for machine in lab.machines if f"nodes/{machine.name}" in str(problem)), server)
+        machine = next((machine for machine in lab.machines if f"nodes/{machine.name}" in str(problem)), awaited)
         unit = seed.UNITS[machine.role]
         argv = machines.ssh(lab.name, machine, f"journalctl --no-pager --output=cat --lines=15 --unit={unit}")
         journal = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
