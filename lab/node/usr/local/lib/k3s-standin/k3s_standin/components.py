@@ -34,8 +34,8 @@ LEADER_ELECTION = {
     "leader-elect-retry-period": "3s",
 }
 
-# Starting a controller costs a third of a second in a machine of the lab. Off beside those that K3s itself switches off:
-# volumes, autoscaling, quotas, certificate requests and resource claims, which no lab has.
+# Starting a controller costs a third of a second in a machine of the lab. Off beside those that K3s itself switches
+# off: volumes, autoscaling, quotas, certificate requests and resource claims, which no lab has.
 CONTROLLERS = """
     * tokencleaner -service-lb-controller -node-route-controller
     -certificatesigningrequest-approving-controller -certificatesigningrequest-cleaner-controller
