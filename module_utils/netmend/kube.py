@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
 from .model import ClusterFacts, NodeFacts
@@ -25,6 +25,7 @@ K3S_SERVER = "https://127.0.0.1:6443"
 DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
+_JSON = "application/json"
 CALICO = "/apis/crd.projectcalico.org/v1"
 
 Network = ipaddress.IPv4Network
@@ -105,10 +106,13 @@ class Api:
         """Status and body. ApiError where there is no answer, or none for us (401, 403)."""
         return self.send("GET", path)
 
-    def send(self, method: str, path: str, content: Optional[Mapping[str, Any]] = None) -> Tuple[int, str]:
+    def send(
+        self, method: str, path: str, content: Optional[Mapping[str, Any]] = None, content_type: str = _JSON
+    ) -> Tuple[int, str]:
         """The same for any method, with an object as content."""
+        headers = {**self._headers, "Content-Type": content_type} if content else self._headers
         try:
-            status, body = self._answer(method, path, content)
+            status, body = self._answer(method, path, json.dumps(content) if content else None, headers)
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(self._explain(error)) from error
         if status in (401, 403):
@@ -137,25 +141,46 @@ class Api:
             if not more:
                 return found
 
-    def _answer(self, method: str, path: str, content: Optional[Mapping[str, Any]]) -> Tuple[int, str]:
+    def watch(self, path: str, seconds: int) -> Iterator[Dict[str, Any]]:
+        """Events of a list, {"type", "object"}: first one for each object that is there, then what happens to them.
+
+        Ends after ``seconds``. ApiError where the API does not answer.
+        """
+        connection = self._connection(timeout=seconds + self.timeout)
+        try:
+            connection.request("GET", f"{self._url.path}{path}?watch=1&timeoutSeconds={seconds}", None, self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise ApiError(f"{self.server} answers {path} with {response.status}: {response.read()[:200].decode()}")
+            for line in response:
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(self._explain(error)) from error
+        finally:
+            connection.close()
+
+    def _answer(self, method: str, path: str, text: Optional[str], headers: Mapping[str, str]) -> Tuple[int, str]:
         connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
         if connection:
             try:
-                return self._ask(connection, method, path, content)
+                return self._ask(connection, method, path, text, headers)
             except (ConnectionError, http.client.HTTPException):
                 connection.close()  # the server may close an idle connection at any time
+        connection = self._local.connection = self._connection(self.timeout)
+        return self._ask(connection, method, path, text, headers)
+
+    def _connection(self, timeout: float) -> http.client.HTTPSConnection:
         port = self._url.port or 443
-        connection = http.client.HTTPSConnection(
-            self._url.hostname or "", port, timeout=self.timeout, context=self._tls
-        )
-        self._local.connection = connection
-        return self._ask(connection, method, path, content)
+        return http.client.HTTPSConnection(self._url.hostname or "", port, timeout=timeout, context=self._tls)
 
     def _ask(
-        self, connection: http.client.HTTPSConnection, method: str, path: str, content: Optional[Mapping[str, Any]]
+        self,
+        connection: http.client.HTTPSConnection,
+        method: str,
+        path: str,
+        text: Optional[str],
+        headers: Mapping[str, str],
     ) -> Tuple[int, str]:
-        headers = {**self._headers, "Content-Type": "application/json"} if content else self._headers
-        text = json.dumps(content) if content else None
         connection.request(method, self._url.path + path, text, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()

@@ -1,0 +1,104 @@
+#!/usr/bin/python
+"""Sees to it that objects of Kubernetes are in the cluster as they are given, or not at all."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend.apply import apply, named, remove, text
+from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
+
+DOCUMENTATION = r"""
+module: netmend_apply
+short_description: Apply objects of Kubernetes from a K3s server
+description:
+  - Applies objects on the server's side, as C(netmend), and says what that changed. What others set on them stays.
+  - Definitions of kinds come first and are waited for, then namespaces, then everything else at once.
+  - Needs nothing but Python on the server.
+author: netmend maintainers
+options:
+  objects:
+    description: The objects, with C(apiVersion), C(kind) and C(metadata). Of those to be removed no more is looked at.
+    type: list
+    elements: dict
+    required: true
+  state:
+    description: V(absent) removes them in the opposite order, with what they own.
+    type: str
+    choices: [present, absent]
+    default: present
+attributes:
+  check_mode:
+    support: full
+    description: Asks the API server what would become of each object, without doing it.
+  diff_mode:
+    support: full
+    description: Objects that change, without their status; of a Secret no more than that it changes.
+requirements:
+  - root on a K3s server
+"""
+
+EXAMPLES = r"""
+- name: See to it that there is a namespace
+  netmend_apply:
+    objects:
+      - apiVersion: v1
+        kind: Namespace
+        metadata: {name: keybuzz}
+  delegate_to: "{{ groups['k3s_servers'] | first }}"
+  run_once: true
+"""
+
+RETURN = r"""
+objects:
+  description: The objects that were, or in check mode would be, changed.
+  returned: always
+  type: list
+  elements: str
+  sample: ["DaemonSet kube-system/calico-node"]
+"""
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "objects": {"type": "list", "elements": "dict", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        supports_check_mode=True,
+    )
+    objects = module.params["objects"]
+    refuse_wrong(module, objects)
+    bring = apply if module.params["state"] == "present" else remove
+    try:
+        changes = bring(Api(k3s_credentials(), timeout=60), objects, dry_run=module.check_mode)
+    except ApiError as error:
+        module.fail_json(msg=str(error))
+    result = {"changed": bool(changes), "objects": [change.what for change in changes]}
+    if module._diff:
+        result["diff"] = [difference(change) for change in changes]
+    # The arguments are as long as a manifest, and nobody reads them in a result.
+    module.params["objects"] = result["objects"]
+    module.exit_json(**result)
+
+
+def refuse_wrong(module, objects):
+    for index, item in enumerate(objects):
+        for key in ("apiVersion", "kind"):
+            if not isinstance(item.get(key), str):
+                module.fail_json(msg=f"objects[{index}] has no {key}.")
+        if not isinstance(item.get("metadata"), dict) or not item["metadata"].get("name"):
+            module.fail_json(msg=f"objects[{index}], a {item['kind']}, has no metadata.name.")
+    names = [named(item) for item in objects]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        module.fail_json(msg=f"objects has {', '.join(twice)} more than once.")
+
+
+def difference(change):
+    secret = change.what.startswith("Secret ")
+    before, after = ("(not shown)\n" if item and secret else text(item) for item in (change.before, change.after))
+    return {"before_header": change.what, "after_header": change.what, "before": before, "after": after}
+
+
+if __name__ == "__main__":
+    main()

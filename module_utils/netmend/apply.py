@@ -1,0 +1,190 @@
+"""Brings objects into a cluster by server-side apply, and tells first what that would change.
+
+Server-side apply gives every field an owner (https://kubernetes.io/docs/reference/using-api/server-side-apply/): what
+others set on an object stays, and only the fields that are given become ours.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from .kube import Api, ApiError
+
+MANAGER = "netmend"
+APPLY = "application/apply-patch+yaml"  # JSON is YAML, too
+CONCURRENCY = 6
+ESTABLISHED_WITHIN = 120  # seconds; an API server describes itself anew for each new kind
+DEFINITION = "CustomResourceDefinition"
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_NOT_FOUND = 404
+# What the API server keeps itself.
+_KEPT = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
+
+Object = Dict[str, Any]
+
+
+class Change(NamedTuple):
+    """An object that is not as it has to be; None stands for one that is not there."""
+
+    what: str  # as in "DaemonSet kube-system/calico-node"
+    before: Optional[Object]
+    after: Optional[Object]
+
+
+class Resources:
+    """Where objects are in the API, by what it says of itself."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._known: Dict[str, Dict[str, Tuple[str, bool]]] = {}
+
+    def path(self, item: Object) -> Optional[str]:
+        """Path of an object; None where the API does not know its kind, or not yet."""
+        version, kind, metadata = item["apiVersion"], item["kind"], item["metadata"]
+        if kind not in self._known.get(version, {}):
+            self._known[version] = self._ask(version)
+        if kind not in self._known[version]:
+            return None
+        plural, namespaced = self._known[version][kind]
+        place = f"/namespaces/{metadata.get('namespace', 'default')}" if namespaced else ""
+        return f"{_root(version)}{place}/{plural}/{metadata['name']}"
+
+    def _ask(self, version: str) -> Dict[str, Tuple[str, bool]]:
+        status, body = self._api.get(_root(version))
+        if status == _NOT_FOUND:
+            return {}
+        listed = json.loads(_good(status, body, _root(version)))["resources"]
+        return {each["kind"]: (each["name"], each["namespaced"]) for each in listed if "/" not in each["name"]}
+
+
+def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Change]:
+    """Sees to it that the objects are as given, and returns what was, or would be, changed.
+
+    Kinds are defined first, then namespaces made, then all the rest at once. ApiError with the object's name where the
+    API takes one not.
+    """
+    resources = Resources(api)
+    changes: List[Change] = []
+    for stage in _stages(objects):
+        wanted = [change for change in _each(lambda item: _change(api, resources, item), stage) if change]
+        changes += [change for change, _ in wanted]
+        if dry_run:
+            continue
+        _each(lambda each: _write(api, resources, each[1]), wanted)
+        defined = [item["metadata"]["name"] for _, item in wanted if item["kind"] == DEFINITION]
+        if defined:
+            _wait_until_established(api, defined)
+    return changes
+
+
+def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Change]:
+    """Sees to it that the objects are gone, with what they own, and returns those that were, or are, there."""
+    resources = Resources(api)
+    changes: List[Change] = []
+    for stage in reversed(list(_stages(objects))):
+        paths = {named(item): path for item in stage for path in [resources.path(item)] if path}
+        live = dict(zip(paths, _each(lambda path: _live(api, path), paths.values())))
+        there = {what: item for what, item in live.items() if item}
+        changes += [Change(what, item, None) for what, item in there.items()]
+        if not dry_run:
+            _each(lambda both: _delete(api, *both), [(paths[what], what) for what in there])
+    return changes
+
+
+def named(item: Object) -> str:
+    """How people call an object: Kind namespace/name."""
+    namespace = item["metadata"].get("namespace")
+    return f"{item['kind']} {namespace + '/' if namespace else ''}{item['metadata']['name']}"
+
+
+def text(item: Optional[Object]) -> str:
+    """An object as it stands in a diff: without what the API server keeps itself; "" for one that is not there."""
+    return json.dumps(_plain(item), indent=2, sort_keys=True) + "\n" if item else ""
+
+
+def _root(version: str) -> str:
+    return f"/apis/{version}" if "/" in version else f"/api/{version}"
+
+
+def _stages(objects: Iterable[Object]) -> Iterable[List[Object]]:
+    kinds: List[Callable[[str], bool]] = [
+        lambda kind: kind == DEFINITION,
+        lambda kind: kind == "Namespace",
+        lambda kind: kind not in (DEFINITION, "Namespace"),
+    ]
+    objects = list(objects)
+    return [[item for item in objects if belongs(item["kind"])] for belongs in kinds]
+
+
+def _each(do: Callable[[Any], Any], items: Iterable[Any]) -> List[Any]:
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        return list(pool.map(do, items))
+
+
+def _change(api: Api, resources: Resources, item: Object) -> Optional[Tuple[Change, Object]]:
+    """What applying an object would change, and the object; None where it is as it has to be."""
+    path = resources.path(item)
+    live = _live(api, path) if path else None
+    # Without its kind there is nobody to ask what would become of it.
+    after = _patch(api, path, item, "&dryRun=All") if path else item
+    if live and _plain(live) == _plain(after):
+        return None
+    return Change(named(item), live, after), item
+
+
+def _live(api: Api, path: str) -> Optional[Object]:
+    status, body = api.get(path)
+    if status == _NOT_FOUND:
+        return None
+    found: Object = json.loads(_good(status, body, path))
+    return found
+
+
+def _write(api: Api, resources: Resources, item: Object) -> None:
+    path = resources.path(item)
+    if not path:
+        raise ApiError(f"{api.server} knows no {item['apiVersion']} {item['kind']}, which {named(item)} is")
+    _patch(api, path, item)
+
+
+def _patch(api: Api, path: str, item: Object, more: str = "") -> Object:
+    # Others who once set these fields, kubectl among them, would be in the way for good.
+    status, body = api.send("PATCH", f"{path}?fieldManager={MANAGER}&force=true{more}", item, content_type=APPLY)
+    found: Object = json.loads(_good(status, body, named(item)))
+    return found
+
+
+def _delete(api: Api, path: str, what: str) -> None:
+    status, body = api.send("DELETE", f"{path}?propagationPolicy=Background")
+    if status != _NOT_FOUND:
+        _good(status, body, what)
+
+
+def _good(status: int, body: str, what: str) -> str:
+    if status in (200, 201, 202):
+        return body
+    try:
+        said = json.loads(body)["message"]
+    except (ValueError, KeyError, TypeError):
+        said = body[:300]
+    raise ApiError(f"the API refuses {what} ({status}): {said}")
+
+
+def _plain(item: Optional[Object]) -> Object:
+    """An object without its status and what the API server keeps."""
+    metadata = {key: value for key, value in (item or {}).get("metadata", {}).items() if key not in _KEPT}
+    return {**{key: value for key, value in (item or {}).items() if key != "status"}, "metadata": metadata}
+
+
+def _wait_until_established(api: Api, definitions: Iterable[str]) -> None:
+    """Waits until new kinds can be used, CustomResourceDefinition by CustomResourceDefinition."""
+    missing = set(definitions)
+    for event in api.watch(_DEFINITIONS, ESTABLISHED_WITHIN):
+        conditions = event["object"].get("status", {}).get("conditions") or []
+        if any(each["type"] == "Established" and each["status"] == "True" for each in conditions):
+            missing.discard(event["object"]["metadata"]["name"])
+        if not missing:
+            return
+    raise ApiError(f"{api.server} has not established {', '.join(sorted(missing))} within {ESTABLISHED_WITHIN} s")

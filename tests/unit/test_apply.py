@@ -1,0 +1,171 @@
+"""Objects come into a cluster by server-side apply, and only what differs is told and written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from ansible.module_utils.netmend import apply as applying
+from ansible.module_utils.netmend.apply import Change, apply, named, remove
+from ansible.module_utils.netmend.kube import ApiError
+
+CORE = {"Namespace": ("namespaces", False), "ConfigMap": ("configmaps", True)}
+DEFINITION = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "ippools.crd.projectcalico.org"},
+    "spec": {"names": {"kind": "IPPool", "plural": "ippools"}},
+}
+POOL = {
+    "apiVersion": "crd.projectcalico.org/v1",
+    "kind": "IPPool",
+    "metadata": {"name": "pool"},
+    "spec": {"cidr": "10.42.128.0/17"},
+}
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "calico"}}
+CONFIG = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "config", "namespace": "calico"},
+    "data": {"mtu": "1430"},
+}
+ALL = [CONFIG, POOL, NAMESPACE, DEFINITION]
+
+
+class Server:
+    """An API server's memory: it merges what is applied, keeps versions, and learns kinds from definitions."""
+
+    server = "https://api"
+
+    def __init__(self, *, establishes: bool = True) -> None:
+        self.stored: dict[str, dict] = {}
+        self.written: list[str] = []
+        self.establishes = establishes
+
+    def kinds(self, root: str) -> dict[str, tuple[str, bool]]:
+        if root == "/api/v1":
+            return CORE
+        if root == "/apis/apiextensions.k8s.io/v1":
+            return {"CustomResourceDefinition": ("customresourcedefinitions", False)}
+        defined = root == "/apis/crd.projectcalico.org/v1" and any("ippools." in path for path in self.stored)
+        return {"IPPool": ("ippools", False)} if defined and self.establishes else {}
+
+    def get(self, path: str) -> tuple[int, str]:
+        if path in self.stored:
+            return 200, json.dumps(self.stored[path])
+        kinds = self.kinds(path)
+        if not kinds:
+            return 404, ""
+        listed = [{"kind": kind, "name": name, "namespaced": inside} for kind, (name, inside) in kinds.items()]
+        return 200, json.dumps({"resources": [*listed, {"kind": "Scale", "name": "x/scale", "namespaced": True}]})
+
+    def send(self, method: str, path: str, content=None, content_type: str = "") -> tuple[int, str]:
+        place, query = urlsplit(path).path, parse_qs(urlsplit(path).query)
+        if method == "DELETE":
+            self.written.append(f"- {place}")
+            return (200, "{}") if self.stored.pop(place, None) else (404, "")
+        assert (method, content_type) == ("PATCH", "application/apply-patch+yaml")
+        assert query["fieldManager"] == ["netmend"]
+        if content.get("data", {}).get("mtu") == "wide":
+            return 422, json.dumps({"message": "mtu is not a number"})
+        live = self.stored.get(place, {"metadata": {"resourceVersion": "1", "uid": "u"}, "status": {"phase": "Active"}})
+        after = merged(live, content)
+        if "dryRun" not in query:
+            self.written.append(place)
+            self.stored[place] = after
+        return 200, json.dumps({**after, "metadata": {**after["metadata"], "resourceVersion": "2"}})
+
+    def watch(self, path: str, seconds: int):
+        status = {"conditions": [{"type": "Established", "status": "True"}]} if self.establishes else {}
+        for place, item in self.stored.items():
+            if place.startswith(path):
+                yield {"type": "ADDED", "object": {**item, "status": status}}
+
+
+def merged(live, content):
+    if not isinstance(live, dict) or not isinstance(content, dict):
+        return content
+    return {**live, **{key: merged(live.get(key), value) for key, value in copy.deepcopy(content).items()}}
+
+
+def test_definitions_come_first_then_namespaces_then_the_rest():
+    server = Server()
+    changes = apply(server, ALL)
+    assert [change.what for change in changes] == [
+        "CustomResourceDefinition ippools.crd.projectcalico.org",
+        "Namespace calico",
+        "ConfigMap calico/config",
+        "IPPool pool",
+    ]
+    assert server.written[:2] == [
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/ippools.crd.projectcalico.org",
+        "/api/v1/namespaces/calico",
+    ]
+    assert sorted(server.written[2:]) == [
+        "/api/v1/namespaces/calico/configmaps/config",
+        "/apis/crd.projectcalico.org/v1/ippools/pool",
+    ]
+
+
+def test_a_second_time_changes_nothing():
+    server = Server()
+    apply(server, ALL)
+    server.written.clear()
+    assert apply(server, ALL) == []
+    assert server.written == []
+
+
+def test_what_others_set_stays_and_only_what_differs_is_told():
+    server = Server()
+    apply(server, ALL)
+    path = "/api/v1/namespaces/calico/configmaps/config"
+    server.stored[path]["data"] = {"mtu": "1500", "theirs": "x"}
+    server.written.clear()
+    (change,) = apply(server, ALL)
+    assert (change.before["data"], change.after["data"]) == (
+        {"mtu": "1500", "theirs": "x"},
+        {"mtu": "1430", "theirs": "x"},
+    )
+    assert server.stored[path]["data"] == {"mtu": "1430", "theirs": "x"}
+    assert server.written == [path]
+
+
+def test_a_dry_run_tells_all_and_writes_nothing():
+    server = Server()
+    assert apply(server, ALL, dry_run=True)[-1] == Change("IPPool pool", None, POOL)
+    assert server.stored == {}
+
+
+def test_a_kind_that_never_comes_is_named(monkeypatch):
+    with pytest.raises(ApiError, match=r"has not established ippools\.crd\.projectcalico\.org within"):
+        apply(Server(establishes=False), ALL)
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ApiError, match=r"knows no crd\.projectcalico\.org/v1 IPPool, which IPPool pool is"):
+        apply(Server(), [POOL])
+
+
+def test_a_refusal_names_the_object():
+    with pytest.raises(ApiError, match=r"refuses ConfigMap calico/config \(422\): mtu is not a number"):
+        apply(Server(), [NAMESPACE, {**CONFIG, "data": {"mtu": "wide"}}])
+
+
+def test_removing_goes_the_other_way_round_and_once():
+    server = Server()
+    apply(server, ALL)
+    server.written.clear()
+    assert [change.what for change in remove(server, ALL, dry_run=True)][-1] == named(DEFINITION)
+    assert server.written == []
+    assert {change.what for change in remove(server, ALL)} == {named(item) for item in ALL}
+    assert server.written[-1].endswith("/ippools.crd.projectcalico.org")
+    assert server.stored == {}
+    assert remove(server, ALL) == []
+
+
+def test_a_diff_leaves_out_what_the_server_keeps():
+    shown = applying.text({**NAMESPACE, "status": {}, "metadata": {"name": "calico", "resourceVersion": "7"}})
+    assert json.loads(shown) == NAMESPACE
+    assert applying.text(None) == ""
