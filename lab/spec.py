@@ -30,8 +30,9 @@ DEFAULTS: dict[str, Any] = {
     "apps": [],
     "faults": [],
 }
-# Of the key calico, where it is given.
+# Of the key calico, where it is given; not applied, its images lie ready and nothing runs them.
 CALICO: dict[str, Any] = {
+    "applied": True,
     "version": max(upstream.CALICO),
     "backend": "felix",
     "pool": None,
@@ -85,7 +86,7 @@ class Lab:
     @property
     def kind(self) -> str:
         """What faults.yml means by lab: default, calico (Felix makes the routes) or calico-bird (BGP does)."""
-        if self.calico is None:
+        if self.calico is None or not self.calico["applied"]:
             return "default"
         return "calico-bird" if self.calico["backend"] == "bird" else "calico"
 
@@ -170,6 +171,7 @@ def faults() -> dict[str, dict[str, Any]]:
 
 def _calico(check: _Check, content: object, k3s_config: Mapping[str, Any]) -> dict[str, Any]:
     calico = check.keys("calico", content, CALICO)
+    check.that("calico.applied", isinstance(calico["applied"], bool), "true or false")
     check.one_of("calico.version", calico["version"], sorted(upstream.CALICO))
     check.one_of("calico.backend", calico["backend"], calico_manifest.BACKENDS)
     check.one_of("calico.ipip", calico["ipip"], calico_manifest.IPIP_MODES)

@@ -38,7 +38,7 @@ def test_a_release_of_k3s_is_told_by_its_files_and_checksums():
 def test_calicos_pool_is_the_pods_network_unless_it_is_told():
     assert spec.parse(None, FILE).calico is None
     assert spec.parse({"calico": {}}, FILE).calico == {
-        "version": "v3.32.1", "backend": "felix", "pool": "10.42.0.0/16", "ipip": "Always", "mtu": 0,
+        "applied": True, "version": "v3.32.1", "backend": "felix", "pool": "10.42.0.0/16", "ipip": "Always", "mtu": 0,
         "autodetection": "cidr=10.0.0.0/16",
     }  # fmt: skip
     k3s = {"config": {"cluster-cidr": "10.233.0.0/16"}}
@@ -46,7 +46,7 @@ def test_calicos_pool_is_the_pods_network_unless_it_is_told():
     assert spec.parse({"k3s": k3s, "calico": {"pool": "10.233.128.0/17"}}, FILE).calico["pool"] == "10.233.128.0/17"
 
 
-@pytest.mark.parametrize("name", ["calico", "calico-bird", "default", "demo", "ha"])
+@pytest.mark.parametrize("name", ["calico", "calico-bird", "default", "demo", "ha", "swap", "swap-ha"])
 def test_the_labs_that_come_with_it_are_right(name):
     assert spec.load(Path(name)).name == name
 
@@ -68,7 +68,8 @@ def test_a_lab_can_have_another_name():
         ({"memory": {"agent": "2G"}}, "some.yml: memory.agent must be a whole number from 256 to"),
         ({"addresses": {"agents": "192.168.0.1"}}, "some.yml: addresses.agents must be an address in 10.0.0.0/16"),
         ({"addresses": {"agents": "10.0.0.100"}}, "some.yml: addresses must be such that no two machines"),
-        ({"calico": []}, "some.yml: calico must be keys and values: version, backend, pool,"),
+        ({"calico": []}, "some.yml: calico must be keys and values: applied, version, backend, pool,"),
+        ({"calico": {"applied": 1}}, "some.yml: calico.applied must be true or false"),
         ({"calico": {"version": "v3.27.0"}}, "some.yml: calico.version must be one of v3.31.7, v3.32.1, not 'v3.27.0'"),
         ({"calico": {"backend": "bgp"}}, "some.yml: calico.backend must be one of felix, bird, vxlan, not 'bgp'"),
         ({"calico": {"pool": "10.42.0.1/16"}}, "some.yml: calico.pool must be an IPv4 network"),

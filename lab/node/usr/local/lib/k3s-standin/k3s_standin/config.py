@@ -37,6 +37,7 @@ class Config:
     node_external_ip: str = ""
     node_label: tuple[str, ...] = ()
     flannel_iface: str = ""
+    flannel_cni_conf: str = ""
     pause_image: str = "docker.io/netmend/pause:1"
     kubelet_arg: tuple[str, ...] = ()
     kube_proxy_arg: tuple[str, ...] = ()

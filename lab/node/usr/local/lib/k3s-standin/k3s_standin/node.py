@@ -248,7 +248,8 @@ async def _runtime(config: Config, settings: Cluster, children: Children) -> Non
     write(CONTAINERD_CONFIG, components.containerd_configuration(config.pause_image, flannel))
     if flannel:
         write(NET_CONF, components.net_conf(settings))
-        write(CNI_CONF / "10-flannel.conflist", components.CONFLIST)
+        own = config.flannel_cni_conf
+        write(CNI_CONF / "10-flannel.conflist", Path(own).read_text() if own else components.CONFLIST)
     for directory, mode in (
         (CONTAINERD, 0o700),
         *([(CNI_CONF, 0o700)] if flannel else []),
