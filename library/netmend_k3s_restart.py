@@ -19,7 +19,7 @@ description:
   - Restarts the node's one running unit of K3s (k3s.service or k3s-agent.service). Pods go on running meanwhile.
   - A server is restarted only while every other server says on /readyz that it is well, its etcd member included.
   - Waits until the unit is active, the kubelet has reported the node as Ready since the restart, Flannel has written
-    its C(subnet.env) again where there was one, and, on a server, /readyz says ok. Fails with what is missing of that.
+    its C(subnet.env) again where it runs, and, on a server, /readyz says ok. Fails with what is missing of that.
   - Always restarts, as it is asked for where something running is wrong that no file shows. Run it on one server at a
     time (C(throttle) 1).
 options:
@@ -32,6 +32,9 @@ options:
     type: list
     elements: str
     default: []
+  flannel:
+    description: Whether Flannel is to run afterwards; where it is not given, as before.
+    type: bool
   timeout:
     description: Seconds to wait for the node.
     type: int
@@ -77,6 +80,7 @@ def main() -> None:
         argument_spec={
             "node": {"type": "str", "required": True},
             "servers": {"type": "list", "elements": "str", "default": []},
+            "flannel": {"type": "bool"},
             "timeout": {"type": "int", "default": 180},
         },
         supports_check_mode=True,
@@ -109,7 +113,8 @@ def _unwell(servers: list[str]) -> str:
 
 
 def _restart(module: AnsibleModule, unit: str) -> float:
-    with_flannel = SUBNET_ENV.exists()
+    # Where Flannel has gone, its file stays.
+    with_flannel = SUBNET_ENV.exists() if module.params["flannel"] is None else module.params["flannel"]
     began, started = time.time(), time.monotonic()
     _systemctl(module, "restart", "--no-block", unit)
     while True:

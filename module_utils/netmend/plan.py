@@ -60,6 +60,28 @@ def plan_matrix(
     ]
 
 
+def plan_canary(nodes: Dict[str, NodeFacts], cluster: ClusterFacts, canary: str) -> List[Probe]:
+    """The probes that tell whether one pod, "namespace/name", is well connected: what pods ask, asked from it alone,
+    and pings to it from every node and from a pod of each.
+
+    Raises LookupError where it does not run on a node with facts.
+    """
+    pod = next((pod for pod in cluster["pods"] if _name(pod) == canary), None)
+    if not pod or not pod["ip"] or pod["node"] not in nodes:
+        raise LookupError(f"no pod {canary} runs on a node that was read")
+    alone = [each for each in cluster["pods"] if each is pod or each["node"] != pod["node"]]
+    rows = ("pod-pod", "pod-clusterip", "pod-dns")
+    own = {pod["node"]: nodes[pod["node"]]}
+    asked = plan_matrix(own, cast(ClusterFacts, {**cluster, "pods": alone}), rows, all_pairs=True)
+    others = [each for each in cluster["pods"] if each is not pod]
+    view = _View(nodes, cast(ClusterFacts, {**cluster, "pods": others}), all_pairs=True)
+    starts = [("host-pod", Probe(source_node=name)) for name in view.sources]
+    starts += [("pod-pod", start) for start in _from_pods(view)]
+    end = Probe(target_node=pod["node"], target_pod=canary, address=pod["ip"], protocol="icmp")
+    pings = [(row, cast(Probe, {**start, **end})) for row, start in starts]
+    return asked + [Probe(id=_identifier(row, p), row=row, timeout=TIMEOUT, expect="ok", **p) for row, p in pings]
+
+
 def by_node(probes: Iterable[Probe]) -> Dict[str, List[Probe]]:
     """The probes that each source node is to run."""
     nodes: Dict[str, List[Probe]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time as clock
 from pathlib import Path
@@ -14,7 +15,7 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import overlays, plan, report  # noqa: E402
+from ansible.module_utils.netmend import backup, calico_manifest, overlays, plan, report  # noqa: E402
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
@@ -61,6 +62,15 @@ def netmend_plan(facts: Mapping[str, Any], all_pairs: bool = False) -> dict[str,
     """{"nodes", "cluster"} -> the matrix's probes, by the node that is to run them."""
     facts = _plain(facts)
     return plan.by_node(plan.plan_matrix(facts["nodes"], facts["cluster"], all_pairs=all_pairs))
+
+
+def netmend_canary_plan(facts: Mapping[str, Any], pod: str) -> dict[str, list[Any]]:
+    """{"nodes", "cluster"} -> the probes of one pod, "namespace/name", by the node that is to run them."""
+    facts = _plain(facts)
+    try:
+        return plan.by_node(plan.plan_canary(facts["nodes"], facts["cluster"], pod))
+    except LookupError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, Any]:
@@ -111,6 +121,40 @@ def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
     return calls
 
 
+def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The file of Calico's manifest -> the objects to apply, patched by calico_manifest.Options.
+
+    Raises AnsibleFilterError where the file is another than the checksum's, where one is given, or cannot be patched.
+    """
+    try:
+        content = Path(path).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 and found != sha256:
+            raise AnsibleFilterError(f"{path} has the SHA-256 {found}, and {sha256} is asked for: not used")
+        calico = calico_manifest.patch(content.decode(), calico_manifest.Options(**_plain(options)))
+    except (OSError, UnicodeDecodeError, calico_manifest.ManifestError) as error:
+        raise AnsibleFilterError(f"{path}: {error}") from error
+    return [*calico.definitions, *calico.settings, *calico.objects]
+
+
+def netmend_calico_tunnels(cluster: Mapping[str, Any], node: str, backend: str) -> list[dict[str, Any]]:
+    """Cluster facts -> what a node has to reach through its tunnels: targets of netmend_connectivity.
+
+    Raises AnsibleFilterError for a node that Calico has given no tunnel address.
+    """
+    annotation = calico_manifest.TUNNEL_ADDRESS[backend]
+    addresses = {each["name"]: each["annotations"].get(annotation) for each in _plain(cluster["nodes"])}
+    without = sorted(name for name, address in addresses.items() if not address)
+    if without:
+        raise AnsibleFilterError(f"Calico has given {', '.join(without)} no tunnel address ({annotation})")
+    return [
+        {"protocol": protocol, "address": address}
+        for name, address in addresses.items()
+        if name != node
+        for protocol in ("icmp", "mtu")
+    ]
+
+
 def netmend_mark(marks: Iterable[Any], phase: str) -> list[dict[str, Any]]:
     """The marks of a run, and one more: the phase begins now."""
     return [*_plain(list(marks)), {"phase": phase, "at": round(clock.monotonic(), 3)}]
@@ -150,9 +194,13 @@ class FilterModule:
             "netmend_plan": netmend_plan,
             "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
+            "netmend_calico": netmend_calico,
+            "netmend_calico_tunnels": netmend_calico_tunnels,
+            "netmend_canary_plan": netmend_canary_plan,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
+            "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
             "netmend_text": text.render,
             "netmend_ufw_rules": required_rules,
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.netmend.model import ClusterFacts, Matrix, NodeFacts, Pod, Probe, Service
-from ansible.module_utils.netmend.plan import by_node, coverage, met, plan_matrix, summarise
+from ansible.module_utils.netmend.plan import by_node, coverage, met, plan_canary, plan_matrix, summarise
 
 SERVER, AGENT1, AGENT2 = "k3s-master-01", "k3s-worker-01", "k3s-worker-02"
 ADDRESSES = {SERVER: "10.0.0.100", AGENT1: "10.0.0.110", AGENT2: "10.0.0.111"}
@@ -341,3 +341,27 @@ def seen(matrix: Matrix, row: str, source: str) -> list[str]:
 )  # fmt: skip
 def test_expectations(expect: str, outcome: str, is_met: bool) -> None:
     assert met({"expect": expect}, {"outcome": outcome}) is is_met
+
+
+def test_a_canary_asks_what_pods_ask_and_is_pinged_by_everybody():
+    canary = pod("canary", AGENT2, 9, namespace="kube-system")
+    nodes = {SERVER: node(SERVER, WEB[0]), AGENT1: node(AGENT1, TOOL), AGENT2: node(AGENT2, WEB[2], canary)}
+    everything = cluster([*WEB, TOOL, COREDNS, canary], [API, DNS, WEB_SERVICE])
+    probes = plan_canary(nodes, everything, "kube-system/canary")
+    asked = [probe for probe in probes if probe.get("source_pod") == "kube-system/canary"]
+    assert {(probe["source_node"], probe["source_pid"]) for probe in asked} == {(AGENT2, 101)}
+    assert {probe["protocol"] for probe in asked} == {"tcp", "mtu", "dns-udp", "dns-tcp"}
+    assert {probe["address"] for probe in asked} >= {"10.42.0.5", "10.42.1.5", "10.43.0.1", "10.43.7.7", "10.43.0.10"}
+    pings = {probe["id"]: probe["address"] for probe in probes if probe["protocol"] == "icmp"}
+    assert pings == dict.fromkeys(
+        [
+            *(f"host-pod {name}>{AGENT2} icmp" for name in ADDRESSES),
+            *(f"pod-pod {name}>{AGENT2} icmp" for name in (SERVER, AGENT1, AGENT2)),
+        ],
+        "10.42.2.9",
+    )
+
+
+def test_a_canary_that_does_not_run_is_named():
+    with pytest.raises(LookupError, match="no pod kube-system/canary runs"):
+        plan_canary({SERVER: node(SERVER)}, cluster(WEB, [API]), "kube-system/canary")
