@@ -16,9 +16,9 @@ DOCUMENTATION = r"""
 module: netmend_cluster_info
 short_description: Gather what the Kubernetes API knows about the cluster's network
 description:
-  - Reads nodes, pods, Services with their endpoints, Ingresses, NetworkPolicies, DaemonSets, Calico's resources and the
-    health of the API. Only what bears on the network is kept; no Secret is read, nor any annotation but those of
-    Flannel, Calico and K3s, nor any environment but three variables of calico-node.
+  - Reads nodes, pods, Services with their endpoints, Ingresses, NetworkPolicies, PodDisruptionBudgets, DaemonSets,
+    Calico's resources and the health of the API. Only what bears on the network is kept; no Secret is read, nor any
+    annotation but those of Flannel, Calico and K3s, nor any environment but three variables of calico-node.
   - Runs once for a cluster, on a K3s server (with K3s's own credentials), or where a kubeconfig is.
   - Changes nothing. It fails only where the API cannot be asked at all, and says why and what to do.
 author: netmend maintainers
@@ -91,7 +91,8 @@ netmend_cluster:
       type: str
       sample: 10.43.0.10
     nodes:
-      description: Nodes with role, addresses, podCIDR, readiness, and the annotations of Flannel, Calico and K3s.
+      description:
+        - Nodes with role, part in etcd, addresses, podCIDR, readiness, and the annotations of Flannel, Calico and K3s.
       type: list
       elements: dict
     pods:
@@ -114,6 +115,11 @@ netmend_cluster:
       description: NetworkPolicies with selector and rules.
       type: list
       elements: dict
+    disruption_budgets:
+      description: PodDisruptionBudgets with their selector, and how many pods are desired healthy of how many expected.
+      type: list
+      elements: dict
+      sample: [{namespace: shop, name: api, selector: {matchLabels: {app: api}}, desired: 1, expected: 2}]
     daemonsets:
       description: DaemonSets with desired and ready pods, and their use of the host's network and ports.
       type: list

@@ -11,9 +11,9 @@ module: netmend_node_info
 short_description: Gather what a K3s node knows about its network
 description:
   - Reads interfaces, routes, neighbours, the forwarding database, sysctls, both iptables rule sets with their counters,
-    foreign nftables tables, ipsets, UFW's files, conntrack, sockets, protocol counters, K3s's effective configuration,
-    the CNI configuration that containerd reads, the clock, the dates of K3s's certificates, and a process in each pod's
-      network namespace.
+    foreign nftables tables, ipsets, UFW's files, conntrack, sockets, protocol counters, K3s's effective configuration
+    and when it started, the CNI configuration that containerd reads and what lies beside it, Flannel's files, room on
+    disk, the clock, the dates of K3s's certificates, and a process in each pod's network namespace.
   - Changes nothing, loads no kernel module of the legacy iptables, and does not fail where a source is missing or a
     command fails. Such a source is named in RV(netmend_node.errors).
   - The result holds no secret. Tokens, keys and passwords in K3s's configuration are replaced by the word redacted.
@@ -115,11 +115,24 @@ netmend_node:
       type: dict
       sample: {Udp: {InCsumErrors: 0}}
     k3s:
-      description: Role, unit, version, effective configuration, and what decided each key.
+      description:
+        - Role, unit, when it started, version, effective configuration, what decided each key, and when the
+          configuration's files were last changed.
       type: dict
     cni:
-      description: Where containerd looks for networks and plugins, and the networks that it finds.
+      description:
+        - Where containerd looks for networks and plugins, the networks that it finds, and, unread, those in the folder
+          that it would read with another C(flannel-backend).
       type: dict
+    flannel:
+      description: Flannel's files and directories that are there.
+      type: list
+      elements: str
+      sample: [/run/flannel/subnet.env]
+    disk:
+      description: Size and free bytes of the file systems that hold K3s's data and containerd's plugins.
+      type: dict
+      sample: {/var/lib/rancher/k3s: {size: 40000000000, free: 31000000000}}
     pods:
       description: A process of every pod with a network of its own.
       type: list

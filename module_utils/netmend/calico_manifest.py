@@ -79,7 +79,7 @@ class Calico(NamedTuple):
 
 def patch(manifest: str, options: Options) -> Calico:
     """The objects of a manifest's text for a cluster. ManifestError for another shape or an option that cannot be."""
-    _check(options)
+    check(options)
     found = _Manifest(manifest)
     _configure(found.one("ConfigMap", "calico-config"), options)
     _place(found.one("DaemonSet", "calico-node"), options)
@@ -224,7 +224,7 @@ def _parts(image: object) -> Mapping[str, Any]:
     return match.groupdict()
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
     """ManifestError for an option that cannot be, by its name."""
     valid: Dict[str, Callable[[], bool]] = {
         "backend": lambda: options.backend in BACKENDS,

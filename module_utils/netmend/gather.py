@@ -14,10 +14,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, cast
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, TypeVar, cast
 
 from . import node
-from .model import Certificate, Cni, Iptables, K3s, NodeFacts, PodProcess, Ruleset, Ufw
+from .model import Certificate, Cni, Iptables, K3s, NodeFacts, PodProcess, Ruleset, Space, Ufw
 from .parse import ip, nft, proc, ufw, x509
 from .parse import k3s as k3s_files
 from .parse.iptables import parse_save
@@ -29,6 +29,10 @@ T = TypeVar("T")
 
 K3S_UNITS = ("k3s.service", "k3s-agent.service")
 CLOCK_UNITS = {"chrony.service": "chrony", "chronyd.service": "chrony", "systemd-timesyncd.service": "timesyncd"}
+DATA = "/var/lib/rancher/k3s"  # K3s's data-dir, unless it is given another one
+PLUGINS = "/opt/cni/bin"  # of a CNI other than K3s's own
+FLANNEL_CNI = "agent/etc/cni/net.d"  # below K3s's data-dir
+FLANNEL = ("/run/flannel/subnet.env", "/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0")
 CERTIFICATES = ("agent", "server/tls", "server/tls/etcd", "server/tls/kube-*")  # below K3s's data-dir
 SYSCTLS = (
     "net/bridge/bridge-nf-call-*tables",
@@ -60,8 +64,9 @@ NOTHING: Dict[str, Any] = {
     "sockets": [],
     "bgp": [],
     "snmp": {},
-    "k3s": K3s(role="", unit="", active="", version="", config={}, sources={}),
-    "cni": Cni(conf_dir="", bin_dirs=[], networks={}),
+    "k3s": K3s(role="", unit="", active="", started=0.0, version="", config={}, sources={}, files={}),
+    "cni": Cni(conf_dir="", bin_dirs=[], networks={}, unread={}),
+    "disk": {},
     "clock": {"synchronized": None, "source": ""},
     "pods": [],
     "certificates": [],
@@ -98,8 +103,11 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
         begun = {what: pool.submit(source.attempt, what, read, NOTHING[what]) for what, read in tasks.items()}
         facts = {what: future.result() for what, future in begun.items()}
     config = facts["k3s"]["config"]
-    facts["cni"] = source.attempt("cni", lambda: source.cni(config), NOTHING["cni"])
-    facts["certificates"] = source.certificates(config)
+    data = str(config.get("data-dir", DATA))
+    facts["cni"] = source.attempt("cni", lambda: source.cni(data), NOTHING["cni"])
+    facts["flannel"] = [path for path in (f"{data}/{FLANNEL_CNI}/10-flannel.conflist", *FLANNEL) if source.exists(path)]
+    facts["disk"] = source.attempt("disk", lambda: source.disk(data, PLUGINS), NOTHING["disk"])
+    facts["certificates"] = source.certificates(data)
     facts["name"] = source.name(config)
     return cast(NodeFacts, {**facts, "time": began, "took": time.time() - began, "errors": source.errors})
 
@@ -131,7 +139,7 @@ class _Source:
 
     def units(self) -> Units:
         wanted = [*K3S_UNITS, *CLOCK_UNITS]
-        properties = "--property=Id,LoadState,ActiveState,FragmentPath,DropInPaths"
+        properties = "--property=Id,LoadState,ActiveState,FragmentPath,DropInPaths,ExecMainStartTimestampMonotonic"
         text = self.attempt("units", lambda: self.run(["systemctl", "show", properties, *wanted]), "")
         blocks = (dict(re.findall(r"^(\w+)=(.*)$", block, re.M)) for block in text.split("\n\n"))
         return {block["Id"]: block for block in blocks if block.get("LoadState") == "loaded"}
@@ -189,14 +197,17 @@ class _Source:
         binary = (unit.arguments or ["k3s"])[0]
         version = self.attempt("k3s version", lambda: self.run([binary, "--version"]), "")
         unknown: Config = ({}, {})
-        config, sources = self.attempt("k3s config", lambda: self.k3s_config(unit), unknown)
+        files = self.attempt("k3s config", lambda: self.config_files(unit), NOTHING["k3s"]["files"])
+        config, sources = self.attempt("k3s config", lambda: self.k3s_config(unit, files), unknown)
         return K3s(
             role=next((word for word in unit.arguments if word in ("server", "agent")), ""),
             unit=name,
             active=chosen[0]["ActiveState"],
+            started=_moment(chosen[0].get("ExecMainStartTimestampMonotonic", "")),
             version=(version.split() + [""] * 3)[2],
             config=config,
             sources=sources,
+            files=files,
         )
 
     def k3s_unit(self, properties: Dict[str, str]) -> k3s_files.Unit:
@@ -209,33 +220,55 @@ class _Source:
                 environment.update(k3s_files.parse_environment(self.read(file)))
         return unit._replace(environment=environment)
 
-    def k3s_config(self, unit: k3s_files.Unit) -> Config:
+    def config_files(self, unit: k3s_files.Unit) -> Dict[str, float]:
         flags = k3s_files.flags(unit.arguments, unit.environment)
         main = unit.environment.get("K3S_CONFIG_FILE") or dict(flags).get("config", "/etc/rancher/k3s/config.yaml")
         folder = self.root / f"{main}.d".lstrip("/")
         more = sorted(entry.name for entry in folder.iterdir() if entry.is_file()) if folder.is_dir() else []
         paths = [main] if self.exists(main) else []
         paths += [f"{main}.d/{name}" for name in more if name.lower().endswith((".yaml", ".yml"))]
-        files = [(path, k3s_files.parse_config(self.read(path), path)) for path in paths]
-        return k3s_files.effective(files, flags, unit.environment)
+        return {path: (self.root / path.lstrip("/")).stat().st_mtime for path in paths}
 
-    def cni(self, config: Dict[str, Any]) -> Cni:
-        data = config.get("data-dir", "/var/lib/rancher/k3s")
+    def k3s_config(self, unit: k3s_files.Unit, paths: Iterable[str]) -> Config:
+        files = [(path, k3s_files.parse_config(self.read(path), path)) for path in paths]
+        return k3s_files.effective(files, k3s_files.flags(unit.arguments, unit.environment), unit.environment)
+
+    def cni(self, data: str) -> Cni:
         conf_dir, bin_dirs = k3s_files.containerd_cni(self.read(f"{data}/agent/etc/containerd/config.toml"))
-        folder = self.root / conf_dir.lstrip("/")
-        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        networks: Dict[str, Any] = {}
-        for name in names:
-            if name.endswith((".conf", ".conflist", ".json")):
-                networks[name] = self.attempt(f"cni {name}", partial(self.network, f"{conf_dir}/{name}"), {})
-        return Cni(conf_dir=conf_dir, bin_dirs=bin_dirs, networks=networks)
+        others = [folder for folder in (f"{data}/{FLANNEL_CNI}", k3s_files.CNI_CONF_DIR) if folder != conf_dir]
+        return Cni(
+            conf_dir=conf_dir,
+            bin_dirs=bin_dirs,
+            networks=self.networks(conf_dir),
+            unread={f"{folder}/{name}": each for folder in others for name, each in self.networks(folder).items()},
+        )
+
+    def networks(self, folder: str) -> Dict[str, Any]:
+        place = self.root / folder.lstrip("/")
+        names = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+        return {
+            name: self.attempt(f"cni {name}", partial(self.network, f"{folder}/{name}"), {})
+            for name in names
+            if name.endswith((".conf", ".conflist", ".json"))
+        }
 
     def network(self, path: str) -> Any:
         return k3s_files.redact("", json.loads(self.read(path)))
 
-    def certificates(self, config: Dict[str, Any]) -> List[Certificate]:
+    def disk(self, *paths: str) -> Dict[str, Space]:
+        """Of the file systems that the paths are on, or are going to be."""
+        found = {}
+        for path in paths:
+            place = self.root / path.lstrip("/")
+            while not place.exists():
+                place = place.parent
+            system = os.statvfs(place)
+            found[path] = Space(size=system.f_blocks * system.f_frsize, free=system.f_bavail * system.f_frsize)
+        return found
+
+    def certificates(self, data: str) -> List[Certificate]:
         """Those that K3s made: their names and dates. The keys beside them are not opened."""
-        base = self.root / str(config.get("data-dir", "/var/lib/rancher/k3s")).lstrip("/")
+        base = self.root / data.lstrip("/")
         found = []
         # Not what the API server signs for itself at each start: server/tls/temporary-certs.
         for path in sorted(path for folder in CERTIFICATES for path in base.glob(f"{folder}/*.crt")):
@@ -280,6 +313,11 @@ class _Source:
             except OSError:
                 continue  # ended meanwhile
         return [process for process in found.values() if process["netns"] != host]
+
+
+def _moment(timestamp: str) -> float:
+    """Seconds since the epoch of what systemd counts in microseconds of the monotonic clock; 0 for never."""
+    return time.time() - time.monotonic() + int(timestamp) / 1e6 if int(timestamp or 0) else 0.0
 
 
 def _synchronized() -> Optional[bool]:

@@ -215,6 +215,7 @@ def gather_cluster(api: Api) -> ClusterFacts:
         "ingresses": "/apis/networking.k8s.io/v1/ingresses",
         "ingress_classes": "/apis/networking.k8s.io/v1/ingressclasses",
         "network_policies": "/apis/networking.k8s.io/v1/networkpolicies",
+        "disruption_budgets": "/apis/policy/v1/poddisruptionbudgets",
         "daemonsets": "/apis/apps/v1/daemonsets",
         "ippools": f"{CALICO}/ippools",
         "felixconfigurations": f"{CALICO}/felixconfigurations",
@@ -243,6 +244,7 @@ def gather_cluster(api: Api) -> ClusterFacts:
         ingresses=reduced("ingresses", parse.ingress),
         ingress_classes=reduced("ingress_classes", parse.ingress_class),
         network_policies=reduced("network_policies", parse.network_policy),
+        disruption_budgets=reduced("disruption_budgets", parse.disruption_budget),
         daemonsets=reduced("daemonsets", parse.daemonset),
         calico={
             **{

@@ -141,15 +141,23 @@ class K3s(TypedDict):
     role: str  # server, agent or "" (no unit)
     unit: str  # k3s.service, k3s-agent.service
     active: str  # systemd's ActiveState
+    started: float  # when its process began, seconds since the epoch; 0: it does not run
     version: str  # "v1.36.3+k3s1"
     config: Dict[str, Any]  # effective; secrets are "(redacted)"
     sources: Dict[str, str]  # key -> file or "ExecStart" that decided it
+    files: Dict[str, float]  # the files of the configuration, in the order of reading -> when each was last changed
 
 
 class Cni(TypedDict):
     conf_dir: str  # what containerd reads
     bin_dirs: List[str]
     networks: Dict[str, Any]  # file name -> parsed conflist; the first in order is the one that counts
+    unread: Dict[str, Any]  # path -> the same, where containerd would look with flannel-backend none, or with Flannel
+
+
+class Space(TypedDict):
+    size: int  # bytes
+    free: int  # bytes
 
 
 class PodProcess(TypedDict):
@@ -188,6 +196,8 @@ class NodeFacts(TypedDict):
     snmp: Dict[str, Dict[str, int]]  # /proc/net/snmp and netstat: {"Udp": {"InCsumErrors": 0}}
     k3s: K3s
     cni: Cni
+    flannel: List[str]  # the files and directories of Flannel's that are there
+    disk: Dict[str, Space]  # of the file systems that hold K3s's data and containerd's plugins, by path
     pods: List[PodProcess]
     certificates: List[Certificate]
     errors: List[Dict[str, str]]  # {"what": "ipset", "message": "..."}
@@ -199,6 +209,7 @@ class NodeFacts(TypedDict):
 class Node(TypedDict):
     name: str
     role: str  # server, agent
+    etcd: str  # voter, learner; "" for no member of the embedded etcd
     internal_ip: str
     external_ip: str
     pod_cidr: str
@@ -247,6 +258,7 @@ class ClusterFacts(TypedDict):
     ingresses: List[Dict[str, Any]]
     ingress_classes: List[Dict[str, Any]]
     network_policies: List[Dict[str, Any]]
+    disruption_budgets: List[Dict[str, Any]]  # {"namespace","name","selector","desired","expected"}: numbers of pods
     daemonsets: List[Dict[str, Any]]  # {"namespace","name","desired","ready","host_network","host_ports"}
     calico: Dict[str, Any]  # ippools, felixconfigurations, bgpconfigurations, blockaffinities: absent where there is no
     #                         such CRD; node: the DaemonSet calico-node, absent where there is none

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Callable
 
@@ -17,6 +19,7 @@ FILES = {
     "cni-etc": "etc/cni/net.d",
     "containerd-config.toml": "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
     "etc-default-ufw.txt": "etc/default/ufw",
+    "flannel-subnet.env": "run/flannel/subnet.env",
     "netstat.txt": "proc/net/netstat",
     "rancher": "etc/rancher/k3s",
     "snmp.txt": "proc/net/snmp",
@@ -35,6 +38,7 @@ COMMANDS = {
     "ss -H -lntup": "ss.txt",
     "/opt/k3s/bin/k3s --version": "k3s-version.txt",
 }
+STARTED = 5_000_000  # microseconds of the monotonic clock
 POD = "b129d998-febc-4b7c-b78d-9e6656ffaa25"
 
 
@@ -63,10 +67,12 @@ class Machine:
         ):
             self.write(path, text)
         self.outputs[
-            "systemctl show --property=Id,LoadState,ActiveState,FragmentPath,DropInPaths"
+            "systemctl show"
+            " --property=Id,LoadState,ActiveState,FragmentPath,DropInPaths,ExecMainStartTimestampMonotonic"
             " k3s.service k3s-agent.service chrony.service chronyd.service systemd-timesyncd.service"
         ] = "\n".join(
             f"Id={name}\nLoadState={load}\nActiveState={active}\nFragmentPath=/etc/systemd/system/{name}\nDropInPaths=\n"
+            f"ExecMainStartTimestampMonotonic={STARTED if active == 'active' else 0}\n"
             for name, load, active in [
                 ("k3s.service", "loaded", "active" if unit == "k3s.service" else "inactive"),
                 ("k3s-agent.service", "loaded", "active" if unit == "k3s-agent.service" else "inactive"),
@@ -129,6 +135,44 @@ def test_the_swap_is_seen_with_the_file_that_decided_it(machine: Callable[[str, 
     k3s = machine("swapped-clean", "server0").facts()["k3s"]
     assert (k3s["config"]["flannel-backend"], k3s["config"]["disable-network-policy"]) == ("none", True)
     assert k3s["sources"]["flannel-backend"] == "/etc/rancher/k3s/config.yaml.d/90-cni.yaml"
+
+
+def test_when_k3s_started_and_its_files_changed(machine: Callable[[str, str], Machine]) -> None:
+    node = machine("swapped-clean", "server0")
+    drop_in = "etc/rancher/k3s/config.yaml.d/90-cni.yaml"
+    os.utime(node.root / drop_in, (1.0, 1795250021.5))
+    before = time.time() - time.monotonic()
+    k3s = node.facts()["k3s"]
+    assert list(k3s["files"]) == ["/etc/rancher/k3s/config.yaml", f"/{drop_in}"]
+    assert k3s["files"][f"/{drop_in}"] == 1795250021.5
+    assert k3s["started"] == pytest.approx(before + 5, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "unread"),
+    [
+        ("flannel", []),
+        ("both-overlays", ["/etc/cni/net.d/10-calico.conflist"]),
+        ("swapped-clean", ["/var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist"]),
+    ],
+)
+def test_networks_that_containerd_does_not_read(
+    machine: Callable[[str, str], Machine], state: str, unread: list[str]
+) -> None:
+    assert list(machine(state, "agent0").facts()["cni"]["unread"]) == unread
+
+
+def test_files_of_flannel_and_room_on_disk(machine: Callable[[str, str], Machine]) -> None:
+    node = machine("swapped-clean", "agent0")
+    node.write("var/lib/cni/networks/cbr0/10.42.1.2", "")
+    facts = node.facts()
+    assert facts["flannel"] == [
+        "/var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist",
+        "/run/flannel/subnet.env",
+        "/var/lib/cni/networks/cbr0",
+    ]
+    assert set(facts["disk"]) == {"/var/lib/rancher/k3s", "/opt/cni/bin"}
+    assert all(0 < space["free"] <= space["size"] for space in facts["disk"].values())
 
 
 def test_certificates_have_names_and_dates_and_keys_are_not_opened(

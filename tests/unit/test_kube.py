@@ -30,7 +30,8 @@ LISTS = {
     "/apis/crd.projectcalico.org/v1/felixconfigurations": "felixconfigurations",
     "/apis/crd.projectcalico.org/v1/blockaffinities": "blockaffinities",
 }
-EMPTY = ("/apis/networking.k8s.io/v1/ingresses", "/apis/networking.k8s.io/v1/ingressclasses")
+BUDGETS = "/apis/policy/v1/poddisruptionbudgets"
+EMPTY = ("/apis/networking.k8s.io/v1/ingresses", "/apis/networking.k8s.io/v1/ingressclasses", BUDGETS)
 TOKEN = "Bearer t0psecret"
 
 
@@ -146,6 +147,7 @@ def test_every_captured_cluster(cluster: Cluster, tls: Path, fixtures: Path, sta
         "agent0": "agent",
         "agent1": "agent",
     }
+    assert {name: node["etcd"] for name, node in nodes.items()} == {"server0": "voter", "agent0": "", "agent1": ""}
     assert nodes["agent0"]["internal_ip"] == "10.0.0.110"
     assert nodes["agent0"]["annotations"]["flannel.alpha.coreos.com/public-ip"] == "10.0.0.110"
     assert all(node["ready"] for node in nodes.values())
@@ -206,6 +208,30 @@ def test_of_calico_node_only_what_decides_on_addresses_and_routes(cluster: Clust
     }
     assert "bgpconfigurations" not in facts["calico"]
     assert "t0psecret" not in json.dumps(facts)
+
+
+def test_a_member_of_etcd_that_does_not_vote_yet(cluster: Cluster, tls: Path, fixtures: Path) -> None:
+    cluster.load(fixtures / "k3s-1.36.3/flannel/server0")
+    server = next(item for item in cluster.lists["/api/v1/nodes"] if item["metadata"]["name"] == "server0")
+    next(each for each in server["status"]["conditions"] if each["type"] == "EtcdIsVoter")["status"] = "False"
+    nodes = gather_cluster(api(cluster, tls))["nodes"]
+    assert {node["etcd"] for node in nodes} == {"learner", ""}
+
+
+def test_disruption_budgets_tell_what_is_desired_of_what_is_expected(
+    cluster: Cluster, tls: Path, fixtures: Path
+) -> None:
+    cluster.load(fixtures / "k3s-1.36.3/flannel/server0")
+    selector = {"matchLabels": {"app": "web"}}
+    budget = {
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"minAvailable": 3, "selector": selector},
+        "status": {"desiredHealthy": 3, "expectedPods": 3, "currentHealthy": 2, "disruptionsAllowed": 0},
+    }
+    cluster.lists[BUDGETS].append(budget)
+    assert gather_cluster(api(cluster, tls))["disruption_budgets"] == [
+        {"namespace": "default", "name": "web", "selector": selector, "desired": 3, "expected": 3}
+    ]
 
 
 def test_without_bird_in_its_probe_calico_has_no_bgp() -> None:

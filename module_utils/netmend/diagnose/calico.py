@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, Tuple
 
 from ..model import Pod, Probe, Remedy
+from ..parse.k3s import CNI_CONF_DIR
 from .calico_view import BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
 from .case import DROPPED, Case, contains, ids, is_private
 from .overlay import crossings, end_is_right
@@ -20,7 +21,6 @@ from .registry import CNI, FABRIC, FIREWALL, NODE, Suspicion, fault
 from .stops import Stop, describe, opening
 
 NOT_IPIP = "IPIP being dropped: packets to these pods get into no tunnel, as no route of Calico's leads them there."
-CONF_DIR = "/etc/cni/net.d"  # containerd's default
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
         is_meant = not cni["conf_dir"] or (first and _is_calico(cni["networks"][first]))
         if is_meant or not view.pools or not view.wants_no_flannel(node):
             continue
-        if cni["conf_dir"] != CONF_DIR:
+        if cni["conf_dir"] != CNI_CONF_DIR:
             unit = facts["k3s"].get("unit") or "k3s"
             said = f"containerd reads {cni['conf_dir']}, as with Flannel, though flannel-backend is none"
             remedy = Remedy(

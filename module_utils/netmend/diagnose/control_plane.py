@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from ipaddress import ip_network
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Mapping
 
 from ..model import Certificate, NodeFacts, Remedy
 from .case import Case, ids
@@ -38,27 +38,32 @@ CRITICAL: Dict[str, Any] = {
 @fault("servers-disagree", 18, "The servers' configurations differ in what they must agree on", CONTROL_PLANE)
 def servers_disagree(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """K3s compares when a server joins, and never again; an agent takes over what one of them says when it starts."""
-    servers = {name: facts for name, facts in case.nodes.items() if _is_known_server(facts)}
-    values = {name: _critical(facts["k3s"]["config"]) for name, facts in servers.items()}
-    keys = [key for key in next(iter(values.values()), {}) if len({said[key] for said in values.values()}) > 1]
-    if not keys:
-        return
-    evidence = []
-    for key in keys:
-        said = (f"{name} has {values[name][key]} ({_source(facts, key)})" for name, facts in servers.items())
-        evidence.append(f"{key}: {'; '.join(said)}.")
-    for name in servers:
+    differing = disagreements(case.nodes)
+    for name, facts in case.nodes.items():
+        if not differing or not _is_known_server(facts):
+            continue
         yield Suspicion(
             where=name,
-            evidence=evidence,
+            evidence=[f"{key}: {said}." for key, said in differing.items()],
             remedy=Remedy(
                 role="",
                 nodes=[name],
-                text=f"Give {' and '.join(keys)} the same value in the configuration of every server, and restart K3s: "
-                "the servers first, one at a time, then the agents.",
+                text=f"Give {' and '.join(differing)} the same value in the configuration of every server, and restart "
+                "K3s: the servers first, one at a time, then the agents.",
             ),
             confidence=0.95,
         )
+
+
+def disagreements(nodes: Mapping[str, NodeFacts]) -> Dict[str, str]:
+    """Key that the servers must agree on and do not -> what each has, and what decided it."""
+    servers = {name: facts for name, facts in nodes.items() if _is_known_server(facts)}
+    values = {name: _critical(facts["k3s"]["config"]) for name, facts in servers.items()}
+    keys = [key for key in next(iter(values.values()), {}) if len({said[key] for said in values.values()}) > 1]
+    return {
+        key: "; ".join(f"{name} has {values[name][key]} ({source(facts, key)})" for name, facts in servers.items())
+        for key in keys
+    }
 
 
 @fault("clock-skew", 33, "A node's clock is wrong", CONTROL_PLANE)
@@ -162,5 +167,6 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _source(facts: NodeFacts, key: str) -> str:
+def source(facts: NodeFacts, key: str) -> str:
+    """What decided a key of a node's configuration."""
     return facts["k3s"]["sources"].get(key.partition("=")[0], "K3s's default")

@@ -124,7 +124,7 @@ def stale_network_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
     What they allow and deny stays as it was. Chains for addresses that no pod has any more concern nobody.
     """
-    if not _policy_controller_is_off(case):
+    if not policy_controller_is_off(case):
         return
 
     def wanted(block: Block) -> bool:
@@ -185,7 +185,7 @@ def accept_before_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
             )
 
 
-def _policy_controller_is_off(case: Case) -> bool:
+def policy_controller_is_off(case: Case) -> bool:
     """Agents take the switch over from a server."""
     servers = [facts["k3s"]["config"] for facts in case.nodes.values() if facts["k3s"]["role"] == "server"]
     return bool(servers) and all(config.get("disable-network-policy") in (True, "true") for config in servers)

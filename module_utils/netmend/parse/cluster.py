@@ -15,6 +15,7 @@ Object = Dict[str, Any]
 _ANNOTATIONS = ("flannel.alpha.coreos.com/", "projectcalico.org/", "k3s.io/")
 # Command lines and environments of K3s: long, and not of the network.
 _LEFT_OUT = ("k3s.io/node-args", "k3s.io/node-env", "k3s.io/node-config-hash")
+_ETCD_LABEL = "node-role.kubernetes.io/etcd"
 _SERVER_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 
 
@@ -26,6 +27,7 @@ def node(item: Object) -> Node:
     return Node(
         name=meta["name"],
         role="server" if any(label in labels for label in _SERVER_LABELS) else "agent",
+        etcd=_etcd(labels, status),
         internal_ip=addresses.get("InternalIP", ""),
         external_ip=addresses.get("ExternalIP", ""),
         pod_cidr=spec.get("podCIDR", ""),
@@ -111,6 +113,17 @@ def network_policy(item: Object) -> Dict[str, Any]:
         "types": spec.get("policyTypes", ["Ingress"]),
         "ingress": spec.get("ingress", []),
         "egress": spec.get("egress", []),
+    }
+
+
+def disruption_budget(item: Object) -> Dict[str, Any]:
+    """How many of the pods that it selects have to be Ready, and how many there are to be."""
+    status = item.get("status", {})
+    return {
+        **_named(item),
+        "selector": item["spec"].get("selector"),  # None selects nothing, {} everything
+        "desired": status.get("desiredHealthy", 0),
+        "expected": status.get("expectedPods", 0),
     }
 
 
@@ -230,8 +243,15 @@ def _tag(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
-def _condition(status: Object) -> Dict[str, str]:
-    return next((entry for entry in status.get("conditions", []) if entry["type"] == "Ready"), {})
+def _condition(status: Object, kind: str = "Ready") -> Dict[str, str]:
+    return next((entry for entry in status.get("conditions", []) if entry["type"] == kind), {})
+
+
+def _etcd(labels: Dict[str, str], status: Object) -> str:
+    """K3s labels the members, and keeps a condition of whether they vote already."""
+    if _ETCD_LABEL not in labels:
+        return ""
+    return "learner" if _condition(status, "EtcdIsVoter").get("status") == "False" else "voter"
 
 
 def _waiting(status: Object) -> str:

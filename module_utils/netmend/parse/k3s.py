@@ -13,6 +13,7 @@ import shlex
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Pattern, Tuple
 
 REDACTED = "(redacted)"
+CNI_CONF_DIR = "/etc/cni/net.d"  # containerd's default
 
 # Flags that may be given more than once. Their values are lists in the effective configuration, always.
 _LISTS = {
@@ -238,7 +239,7 @@ def redact(key: str, value: Any) -> Any:
 
 def containerd_cni(config_toml: str) -> Tuple[str, List[str]]:
     """(conf_dir, bin_dirs) that containerd reads; its defaults where its configuration has no section for the CNI."""
-    conf_dir, bin_dirs, inside = "/etc/cni/net.d", ["/opt/cni/bin"], False
+    conf_dir, bin_dirs, inside = CNI_CONF_DIR, ["/opt/cni/bin"], False
     for line in config_toml.splitlines():
         header = re.match(r"\s*\[(.*)\]\s*$", line)
         if header:

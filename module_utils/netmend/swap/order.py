@@ -1,0 +1,140 @@
+"""What a swap does next: which nodes are flipped in which order, with which settings, and what is cleaned behind. Pure.
+
+Planned from where the swap stands, so that one that was interrupted goes on, and one that is done plans nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, TypedDict
+
+from ..model import ClusterFacts, NodeFacts, Underlay
+from .state import DROP_IN, WANTED, NodeState, State, is_set
+
+CONFIG = "/etc/rancher/k3s/config.yaml"  # K3s's, unless it is given another one
+OVERLAYS = {"felix": "ipip", "bird": "ipip", "vxlan": "vxlan-4789"}  # backend -> as overlays.OVERLAYS has it
+
+
+class Command(TypedDict):
+    argv: List[str]
+    stdin: str  # what it reads; "" for nothing
+
+
+class Patch(TypedDict):
+    """A merge patch (RFC 7386) of an object of the API."""
+
+    path: str
+    patch: Dict[str, Any]
+
+
+# --- the flip -------------------------------------------------------------------------------------------------------
+
+
+def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
+    """The nodes that are yet to be flipped, by steps; those of one step may be restarted at once.
+
+    Servers come first, one by one: etcd can lose one, and agents take the settings over from any of them when they
+    start. Then one agent alone, unless one is flipped already, and the others in batches.
+    """
+    roles = {node["name"]: node["role"] for node in cluster["nodes"]}
+    servers = sorted(name for name, role in roles.items() if role == "server" and not _is_flipped(state, name))
+    agents = sorted(name for name, role in roles.items() if role == "agent" and not _is_flipped(state, name))
+    untried = agents and not any(roles[name] == "agent" for name in state["flipped"])
+    first = [canary if canary in agents else _least_busy(cluster, agents)] if untried else []
+    others = [name for name in agents if name not in first]
+    batches = [others[start : start + batch] for start in range(0, len(others), batch)]
+    return [[name] for name in [*servers, *first]] + batches
+
+
+def _is_flipped(state: State, name: str) -> bool:
+    node = state["nodes"].get(name)
+    if not node or not node["flipped"]:
+        return False
+    return node["role"] != "server" or (is_set(node) and node["drop_in"] != "waits")
+
+
+def _least_busy(cluster: ClusterFacts, agents: Sequence[str]) -> str:
+    """The agent with the fewest pods on the overlay, but one that has some, as without them nothing would be tried."""
+    pods = dict.fromkeys(agents, 0)
+    for pod in cluster["pods"]:
+        if pod["node"] in pods and not pod["host_network"]:
+            pods[pod["node"]] += 1
+    return min(agents, key=lambda name: (not pods[name], pods[name], name))
+
+
+def drop_in(facts: NodeFacts) -> Tuple[str, str]:
+    """Path and content of what tells a server to do without Flannel and the policy controller. An agent that had these
+    keys in its configuration would not start."""
+    path = f"{facts['k3s']['config'].get('config', CONFIG)}.d/{DROP_IN}"
+    return path, "".join(f"{key}: {_yaml(value)}\n" for key, value in WANTED.items())
+
+
+def _yaml(value: str) -> str:
+    return value if value == "true" else f'"{value}"'
+
+
+def mtu(underlay: Underlay, backend: str) -> int:
+    """Bytes that pods may send at once between all nodes: the smallest path MTU without the overlay's headers.
+
+    0 where it is not known of some pair.
+    """
+    sizes = [verdicts[OVERLAYS[backend]]["mtu"] for verdicts in underlay["by_pair"].values()]
+    return min(sizes, default=0) if all(sizes) else 0
+
+
+# --- cleaning -------------------------------------------------------------------------------------------------------
+
+
+def clean(state: State) -> Dict[str, List[Command]]:
+    """Node -> what takes away Flannel's and the policy controller's there, and nothing else.
+
+    Empty while any pod has an address of before: it is answered by way of Flannel's routes, from every node.
+    """
+    if state["phase"] != "leftovers":
+        return {}
+    plans = {name: _clean_node(node) for name, node in state["nodes"].items() if not node["leftovers"]["attached"]}
+    return {name: plan for name, plan in plans.items() if plan}
+
+
+def clean_annotations(state: State) -> List[Patch]:
+    """What takes Flannel's annotations from the Nodes."""
+    if state["phase"] != "leftovers":
+        return []
+    return [
+        Patch(
+            path=f"/api/v1/nodes/{name}",
+            patch={"metadata": {"annotations": dict.fromkeys(node["leftovers"]["annotations"])}},
+        )
+        for name, node in state["nodes"].items()
+        if node["leftovers"]["annotations"]
+    ]
+
+
+def _clean_node(node: NodeState) -> List[Command]:
+    """Rules first: FLANNEL-POSTRTG rewrites the sources of packets that Calico carries. A device takes its routes and
+    its FDB along."""
+    found = node["leftovers"]
+    routes = [route for route in found["routes"] if route.rpartition(" dev ")[2] not in found["devices"]]
+    return [
+        *_restore(found["chains"], found["rules"]),
+        *(_command("ipset", "destroy", name) for name in found["ipsets"]),
+        *(_command("ip", "route", "del", *route.split()) for route in routes),
+        *(_command("ip", "link", "del", device) for device in found["devices"]),
+        *(_command("rm", "-r", "--", path) for path in found["files"]),
+    ]
+
+
+def _restore(chains: Mapping[str, List[str]], rules: Mapping[str, List[str]]) -> List[Command]:
+    """One transaction for each backend, which changes nothing if anything in it is not there."""
+    texts: Dict[str, str] = {}
+    for place in dict.fromkeys([*rules, *chains]):
+        backend, table = place.split()
+        lines = [f"-D{rule[2:]}" for rule in rules.get(place, [])]
+        lines += [f"{action} {chain}" for action in ("-F", "-X") for chain in chains.get(place, [])]
+        texts[backend] = texts.get(backend, "") + "\n".join([f"*{table}", *lines, "COMMIT\n"])
+    return [
+        Command(argv=[f"iptables-{backend}-restore", "-w", "--noflush"], stdin=text) for backend, text in texts.items()
+    ]
+
+
+def _command(*argv: str) -> Command:
+    return Command(argv=list(argv), stdin="")
