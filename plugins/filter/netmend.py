@@ -19,6 +19,7 @@ from ansible.module_utils.netmend import backup, calico_manifest, overlays, plan
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
+from ansible.module_utils.netmend.swap import gates, order, state  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
 
 # What the roles register -> the role.
@@ -121,6 +122,30 @@ def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
     return calls
 
 
+def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts, the hosts' variables and a gates.Wanted -> what stands against a swap of Flannel for Calico, and what it does.
+
+    ``commands`` take away, by node, what is left of Flannel there; ``nodes`` are objects to apply, without its annotations.
+    """
+    nodes, cluster = _plain(facts["nodes"]), _plain(facts["cluster"])
+    underlay = _underlay(list(hosts), [node["name"] for node in cluster["nodes"]])
+    want = gates.Wanted(**_plain(wanted))
+    asked = nodes, cluster, underlay, want
+    refusals = [refusal["message"] for refusal in gates.gates(*asked)]
+    if refusals:
+        return {"refusals": refusals}
+    standing = state.read(nodes, cluster)
+    return {
+        "refusals": [],
+        "notes": gates.notes(*asked),
+        "phase": standing["phase"],
+        "options": gates.options(want, cluster, underlay)._asdict(),
+        "canary": order.canary(standing, nodes, cluster, want.canary),
+        "commands": order.clean(standing),
+        "nodes": order.clean_annotations(standing),
+    }
+
+
 def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The file of Calico's manifest -> the objects to apply, patched by calico_manifest.Options.
 
@@ -201,6 +226,7 @@ class FilterModule:
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
+            "netmend_swap": netmend_swap,
             "netmend_text": text.render,
             "netmend_ufw_rules": required_rules,
         }
