@@ -251,7 +251,7 @@ def _disk(swap: _Swap) -> Iterator[str]:
 
 
 def _budgets(swap: _Swap) -> Iterator[str]:
-    """By what they ask for, and not by how many pods are Ready now."""
+    """By what they ask for, and not by how many pods are Ready now. A budget that was not counted yet asks for none."""
     pods = {f"{pod['namespace']}/{pod['name']}": pod for pod in swap.cluster["pods"]}
     replaced = [pods[name] for name in left(swap.state)]
     for budget in swap.cluster["disruption_budgets"]:
@@ -260,7 +260,7 @@ def _budgets(swap: _Swap) -> Iterator[str]:
             for pod in replaced
             if pod["namespace"] == budget["namespace"] and _selects(budget["selector"], pod["labels"])
         ]
-        if concerned and budget["desired"] >= budget["expected"]:
+        if concerned and 0 < budget["desired"] >= budget["expected"]:
             yield (
                 f"The PodDisruptionBudget {budget['namespace']}/{budget['name']} wants {budget['desired']} of "
                 f"{budget['expected']} pods healthy, so that none may be replaced: allow one less, or add a replica."

@@ -17,11 +17,10 @@ WANTED = {"flannel-backend": "none", "disable-network-policy": "true"}  # what i
 
 FLANNEL_ANNOTATION = "flannel.alpha.coreos.com/"
 FLANNEL_CHAINS = ("FLANNEL-",)
-# kube-router's, pkg/controllers/netpol: the sets that its chains refer to, and the rules that jump over the rest.
-KUBE_ROUTER_SETS = re.compile(r"(inet6:)?KUBE-(SRC|DST)-")
+# Rules in chains of others that lead into none of their makers' own: by their comments.
+FLANNEL_COMMENTS = ("flanneld forward", "flanneld masq")  # before it had chains
 KUBE_ROUTER_COMMENT = "KUBE-ROUTER rule"
-# flanneld before it had chains of its own: pkg/trafficmngr/iptables of flannel-io/flannel.
-FLANNEL_COMMENTS = ("flanneld forward", "flanneld masq")
+KUBE_ROUTER_SETS = re.compile(r"(inet6:)?KUBE-(SRC|DST)-")  # pkg/controllers/netpol of cloudnativelabs/kube-router
 BRIDGE = "cni0"
 
 
@@ -49,7 +48,7 @@ class NodeState(TypedDict):
     conf_dir: str  # where containerd looks for its network; "" unknown
     flipped: bool  # that is where Calico's is
     settings: Dict[str, Setting]  # flannel-backend and disable-network-policy
-    drop_in: str  # "" for none, "waits" for a start of K3s, "overridden", "in force"
+    drop_in: str  # a server's: "" for none, "waits" for a start of K3s, "overridden", "in force"
     calico_ready: bool  # of the pod calico-node
     tunnel: str  # Calico's device with an address of a pool; "" for none
     unrouted: List[str]  # nodes to whose pods Calico has no routes here
@@ -191,7 +190,7 @@ def drop_in_of(facts: NodeFacts) -> str:
 
 def _drop_in(facts: NodeFacts, settings: Dict[str, Setting]) -> str:
     path = drop_in_of(facts)
-    if not path:
+    if not path or facts["k3s"]["role"] != "server":
         return ""
     if any(settings[key]["value"] != value for key, value in WANTED.items()):
         return "overridden"

@@ -319,6 +319,7 @@ def test_a_budget_that_concerns_no_pod_that_is_replaced_forbids_nothing(flannel:
     flannel.cluster["disruption_budgets"] = [budget(3, 3, selector) for selector in others]
     flannel.cluster["disruption_budgets"].append({**budget(3, 3), "selector": None})
     flannel.cluster["disruption_budgets"].append({**budget(3, 3), "namespace": "elsewhere"})
+    flannel.cluster["disruption_budgets"].append(budget(0, 0))
     assert refusals(flannel) == []
     flannel.cluster["disruption_budgets"] = [budget(3, 3, selector) for selector in concerned]
     assert [gate for gate, _ in refusals(flannel)] == ["budgets"] * len(concerned)

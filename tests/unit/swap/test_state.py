@@ -8,7 +8,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.netmend.swap.state import State, left, read
 
-from .conftest import CHANGED, NODES, STARTED, STATES, Captured
+from .conftest import CHANGED, DROP_IN, NODES, STARTED, STATES, Captured
 
 PHASES = {
     "flannel": "none",
@@ -117,6 +117,12 @@ def test_a_drop_in_that_something_overrides_is_not_in_force(both: Captured) -> N
     both.drop_in("server0")
     both.configure("server0", "ExecStart", flannel_backend="host-gw")
     assert state_of(both)["nodes"]["server0"]["drop_in"] == "overridden"
+
+
+def test_a_drop_in_on_an_agent_is_none(both: Captured) -> None:
+    both.nodes["agent0"]["k3s"]["files"][DROP_IN] = CHANGED
+    found = state_of(both)
+    assert (found["phase"], found["nodes"]["agent0"]["drop_in"]) == ("installed", "")
 
 
 def test_a_node_that_told_nothing_is_not_flipped(leftovers: Captured) -> None:
