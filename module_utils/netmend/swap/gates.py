@@ -339,7 +339,7 @@ def _calico(swap: _Swap) -> Iterator[str]:
 
 
 def _pool(swap: _Swap) -> Iterator[str]:
-    """A pool above all podCIDRs, which grow from below, and whose addresses Flannel hands out as long as it is used."""
+    """podCIDRs are given from below, one to each new node, and mean something as long as Flannel is used."""
     wanted, cluster = Network(pool(swap.wanted, swap.cluster)), Network(swap.cluster["cluster_cidr"])
     podcidrs = {name: node["pod_cidr"] for name, node in swap.members.items()}
     six = [
