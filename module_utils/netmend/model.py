@@ -141,7 +141,7 @@ class K3s(TypedDict):
     role: str  # server, agent or "" (no unit)
     unit: str  # k3s.service, k3s-agent.service
     active: str  # systemd's ActiveState
-    started: float  # when its process began, seconds since the epoch; 0: it does not run
+    started: float  # when its process last began, seconds since the epoch; 0: never since the boot
     version: str  # "v1.36.3+k3s1"
     config: Dict[str, Any]  # effective; secrets are "(redacted)"
     sources: Dict[str, str]  # key -> file or "ExecStart" that decided it

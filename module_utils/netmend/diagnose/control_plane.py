@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from ipaddress import ip_network
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 from ..model import Certificate, NodeFacts, Remedy
 from .case import Case, ids
@@ -61,7 +61,7 @@ def disagreements(nodes: Mapping[str, NodeFacts]) -> Dict[str, str]:
     values = {name: _critical(facts["k3s"]["config"]) for name, facts in servers.items()}
     keys = [key for key in next(iter(values.values()), {}) if len({said[key] for said in values.values()}) > 1]
     return {
-        key: "; ".join(f"{name} has {values[name][key]} ({source(facts, key)})" for name, facts in servers.items())
+        key: "; ".join(f"{name} has {values[name][key]} ({_source(facts, key)})" for name, facts in servers.items())
         for key in keys
     }
 
@@ -167,6 +167,10 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def source(facts: NodeFacts, key: str) -> str:
-    """What decided a key of a node's configuration."""
+def setting(facts: NodeFacts, key: str) -> Tuple[str, str]:
+    """What a server has of a key that all must agree on, and what decided it."""
+    return _critical(facts["k3s"]["config"])[key], _source(facts, key)
+
+
+def _source(facts: NodeFacts, key: str) -> str:
     return facts["k3s"]["sources"].get(key.partition("=")[0], "K3s's default")

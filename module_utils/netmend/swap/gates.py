@@ -251,7 +251,7 @@ def _disk(swap: _Swap) -> Iterator[str]:
 
 
 def _budgets(swap: _Swap) -> Iterator[str]:
-    """By what they ask for, and not by how many pods are Ready now."""
+    """By what they ask for, and not by how many pods are Ready now. A budget that was not counted yet asks for none."""
     pods = {f"{pod['namespace']}/{pod['name']}": pod for pod in swap.cluster["pods"]}
     replaced = [pods[name] for name in left(swap.state)]
     for budget in swap.cluster["disruption_budgets"]:
@@ -260,7 +260,7 @@ def _budgets(swap: _Swap) -> Iterator[str]:
             for pod in replaced
             if pod["namespace"] == budget["namespace"] and _selects(budget["selector"], pod["labels"])
         ]
-        if concerned and budget["desired"] >= budget["expected"]:
+        if concerned and 0 < budget["desired"] >= budget["expected"]:
             yield (
                 f"The PodDisruptionBudget {budget['namespace']}/{budget['name']} wants {budget['desired']} of "
                 f"{budget['expected']} pods healthy, so that none may be replaced: allow one less, or add a replica."
@@ -339,6 +339,7 @@ def _calico(swap: _Swap) -> Iterator[str]:
 
 
 def _pool(swap: _Swap) -> Iterator[str]:
+    """podCIDRs are given from below, one to each new node, and mean something as long as Flannel is used."""
     wanted, cluster = Network(pool(swap.wanted, swap.cluster)), Network(swap.cluster["cluster_cidr"])
     podcidrs = {name: node["pod_cidr"] for name, node in swap.members.items()}
     six = [
@@ -354,7 +355,7 @@ def _pool(swap: _Swap) -> Iterator[str]:
         yield f"The pool {wanted} is not inside cluster-cidr {cluster}: {advice}."
         return
     above = [name for name, network in networks.items() if network.broadcast_address >= wanted.network_address]
-    if above:
+    if above and swap.state["phase"] not in ("leftovers", "done"):
         said = ", ".join(f"{networks[name]} of {name}" for name in above[:PAIRS])
         more = f" and {len(above) - PAIRS} more" if len(above) > PAIRS else ""
         yield f"The pool {wanted} does not lie above the podCIDR {said}{more}: {advice}."

@@ -7,27 +7,20 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple, TypedDict
 
 from ..diagnose.calico_view import View, of_flannel
 from ..diagnose.case import Case, contains
-from ..diagnose.control_plane import source
+from ..diagnose.control_plane import setting
 from ..diagnose.firewall import KUBE_ROUTER, policy_controller_is_off
 from ..model import ClusterFacts, Node, NodeFacts, Pod, Route, Rule, Run
 from ..parse.k3s import CNI_CONF_DIR
 
-# none: no Calico; installed: beside Flannel, which all nodes still use; flipping: some nodes read Calico's network,
-# some Flannel's; pods: all nodes read Calico's, and some pods have addresses of before; leftovers: of Flannel and of
-# the policy controller; done.
-PHASES = ("none", "installed", "flipping", "pods", "leftovers", "done")
-
 DROP_IN = "90-netmend-cni.yaml"  # in config.yaml.d of every server
 WANTED = {"flannel-backend": "none", "disable-network-policy": "true"}  # what it says
-DEFAULTS = {"flannel-backend": "vxlan", "disable-network-policy": "false"}  # docs.k3s.io/cli/server
 
 FLANNEL_ANNOTATION = "flannel.alpha.coreos.com/"
 FLANNEL_CHAINS = ("FLANNEL-",)
-# kube-router's, pkg/controllers/netpol: the sets that its chains refer to, and the rules that jump over the rest.
-KUBE_ROUTER_SETS = re.compile(r"(inet6:)?KUBE-(SRC|DST)-")
+# Rules in chains of others that lead into none of their makers' own: by their comments.
+FLANNEL_COMMENTS = ("flanneld forward", "flanneld masq")  # before it had chains
 KUBE_ROUTER_COMMENT = "KUBE-ROUTER rule"
-# flanneld before it had chains of its own: pkg/trafficmngr/iptables of flannel-io/flannel.
-FLANNEL_COMMENTS = ("flanneld forward", "flanneld masq")
+KUBE_ROUTER_SETS = re.compile(r"(inet6:)?KUBE-(SRC|DST)-")  # pkg/controllers/netpol of cloudnativelabs/kube-router
 BRIDGE = "cni0"
 
 
@@ -55,7 +48,7 @@ class NodeState(TypedDict):
     conf_dir: str  # where containerd looks for its network; "" unknown
     flipped: bool  # that is where Calico's is
     settings: Dict[str, Setting]  # flannel-backend and disable-network-policy
-    drop_in: str  # "" for none, "waits" for a start of K3s, "overridden", "in force"
+    drop_in: str  # a server's: "" for none, "waits" for a start of K3s, "overridden", "in force"
     calico_ready: bool  # of the pod calico-node
     tunnel: str  # Calico's device with an address of a pool; "" for none
     unrouted: List[str]  # nodes to whose pods Calico has no routes here
@@ -63,7 +56,13 @@ class NodeState(TypedDict):
 
 
 class State(TypedDict):
-    phase: str  # of PHASES
+    """``phase`` is one of these, in their order:
+
+    none: no Calico. installed: beside Flannel, which all nodes still use. flipping: some nodes are flipped, or about to
+    be. pods: all are, and some pods have addresses of before. leftovers: of Flannel or the policy controller. done.
+    """
+
+    phase: str
     pools: List[Dict[str, Any]]  # Calico's that give addresses: name and spec
     felix: Dict[str, Any]  # FelixConfiguration default: name and spec
     nodes: Dict[str, NodeState]  # those with facts
@@ -178,14 +177,10 @@ def _node(view: View, name: str) -> NodeState:
 def _setting(case: Case, facts: NodeFacts, key: str) -> Setting:
     """An agent takes both from a server when it starts, and does not know them itself."""
     if facts["k3s"]["role"] == "server":
-        return Setting(value=_text(facts["k3s"]["config"].get(key, DEFAULTS[key])), source=source(facts, key))
+        value, source = setting(facts, key)
+        return Setting(value=value, source=source)
     servers = [each for each in case.nodes.values() if each["k3s"]["role"] == "server"]
-    values = sorted({_text(each["k3s"]["config"].get(key, DEFAULTS[key])) for each in servers})
-    return Setting(value=" or ".join(values), source="the servers")
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return Setting(value=" or ".join(sorted({setting(each, key)[0] for each in servers})), source="the servers")
 
 
 def drop_in_of(facts: NodeFacts) -> str:
@@ -195,7 +190,7 @@ def drop_in_of(facts: NodeFacts) -> str:
 
 def _drop_in(facts: NodeFacts, settings: Dict[str, Setting]) -> str:
     path = drop_in_of(facts)
-    if not path:
+    if not path or facts["k3s"]["role"] != "server":
         return ""
     if any(settings[key]["value"] != value for key, value in WANTED.items()):
         return "overridden"
