@@ -125,7 +125,7 @@ def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
 def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Facts, the hosts' variables and a gates.Wanted -> what stands against a swap of Flannel for Calico, and what it does.
 
-    ``commands`` take away, by node, what is left of Flannel there; ``nodes`` are objects to apply, without its annotations.
+    ``commands`` take away, by node, what is left of Flannel there; ``steps`` are nodes to be flipped at once.
     """
     nodes, cluster = _plain(facts["nodes"]), _plain(facts["cluster"])
     underlay = _underlay(list(hosts), [node["name"] for node in cluster["nodes"]])
@@ -141,8 +141,10 @@ def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, An
         "phase": standing["phase"],
         "options": gates.options(want, cluster, underlay)._asdict(),
         "canary": order.canary(standing, nodes, cluster, want.canary),
+        "steps": order.flip(standing, cluster, want.batch, want.canary),
+        "drop_ins": {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()},
         "commands": order.clean(standing),
-        "nodes": order.clean_annotations(standing),
+        "annotations": order.annotations(standing),
     }
 
 

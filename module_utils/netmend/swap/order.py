@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
-from .state import DROP_IN, WANTED, NodeState, State, is_set
+from .state import DROP_IN, WANTED, NodeState, State, is_canary, is_set
 
 CONFIG = "/etc/rancher/k3s/config.yaml"  # K3s's, unless it is given another one
 OVERLAYS = {"felix": "ipip", "bird": "ipip", "vxlan": "vxlan-4789"}  # backend -> as overlays.OVERLAYS has it
@@ -19,14 +19,19 @@ class Command(TypedDict):
     stdin: str  # what it reads; "" for nothing
 
 
-class Patch(TypedDict):
-    """A merge patch (RFC 7386) of an object of the API."""
-
-    path: str
-    patch: Dict[str, Any]
-
-
 # --- the flip -------------------------------------------------------------------------------------------------------
+
+
+def canary(state: State, nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, wanted: str = "") -> str:
+    """The agent that tries Calico while everything else has Flannel; "" where some node is flipped, or no agent is.
+
+    One that has begun to goes on.
+    """
+    agents = sorted(node["name"] for node in cluster["nodes"] if node["role"] == "agent" and node["name"] in nodes)
+    if state["flipped"] or not agents:
+        return ""
+    begun = [name for name in agents if is_canary(nodes[name])]
+    return begun[0] if begun else wanted if wanted in agents else _least_busy(cluster, agents)
 
 
 def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
@@ -95,18 +100,11 @@ def clean(state: State) -> Dict[str, List[Command]]:
     return {name: plan for name, plan in plans.items() if plan}
 
 
-def clean_annotations(state: State) -> List[Patch]:
-    """What takes Flannel's annotations from the Nodes."""
+def annotations(state: State) -> List[str]:
+    """The names of Flannel's annotations that Nodes still have, once they may be taken away."""
     if state["phase"] != "leftovers":
         return []
-    return [
-        Patch(
-            path=f"/api/v1/nodes/{name}",
-            patch={"metadata": {"annotations": dict.fromkeys(node["leftovers"]["annotations"])}},
-        )
-        for name, node in state["nodes"].items()
-        if node["leftovers"]["annotations"]
-    ]
+    return sorted({name for node in state["nodes"].values() for name in node["leftovers"]["annotations"]})
 
 
 def _clean_node(node: NodeState) -> List[Command]:

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.netmend.parse.iptables import parse_save
 from ansible.module_utils.netmend.parse.k3s import parse_config
-from ansible.module_utils.netmend.swap.order import clean, clean_annotations, drop_in, flip, mtu
+from ansible.module_utils.netmend.swap.order import annotations, canary, clean, drop_in, flip, mtu
 from ansible.module_utils.netmend.swap.state import WANTED, read
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
@@ -42,6 +42,19 @@ def test_servers_one_by_one_then_one_agent_then_the_others_in_batches(larger: Ca
         ["agent3", "agent4"],
     ]
     assert steps(larger, batch=10, canary="agent3")[3:] == [["agent3"], ["agent0", "agent1", "agent2", "agent4"]]
+
+
+def test_one_agent_tries_it_before_anything_is_flipped(larger: Captured) -> None:
+    def tries(wanted: str = "") -> str:
+        return canary(read(larger.nodes, larger.cluster), larger.nodes, larger.cluster, wanted)
+
+    assert tries() == "agent0"
+    assert tries("agent3") == "agent3"
+    assert tries("server1") == "agent0"
+    larger.nodes["agent4"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
+    assert tries("agent3") == "agent4"
+    larger.flip("server0")
+    assert tries() == ""
 
 
 def test_the_first_agent_has_pods_and_few_of_them(larger: Captured) -> None:
@@ -131,13 +144,13 @@ def test_what_is_cleaned_on_a_node(leftovers: Captured) -> None:
 @pytest.mark.parametrize("state", ["flannel", "both-overlays"])
 def test_nothing_is_cleaned_that_is_in_use(captured: Callable[[str], Captured], state: str) -> None:
     found = read(captured(state).nodes, captured(state).cluster)
-    assert (clean(found), clean_annotations(found)) == ({}, [])
+    assert (clean(found), annotations(found)) == ({}, [])
 
 
 def test_one_pod_of_before_keeps_flannel_on_every_node(leftovers: Captured) -> None:
     leftovers.cluster["pods"][0]["ip"] = "10.42.1.7"
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (clean(found), clean_annotations(found)) == ({}, [])
+    assert (clean(found), annotations(found)) == ({}, [])
 
 
 def test_a_bridge_that_something_hangs_on_is_kept(leftovers: Captured) -> None:
@@ -178,14 +191,14 @@ def test_of_what_is_cleaned_nothing_is_planned_again(leftovers: Captured) -> Non
     for name, commands in clean(found).items():
         for command in commands:
             carry_out(leftovers.nodes[name], command)
-    for patch in clean_annotations(found):
-        annotations = leftovers.member(patch["path"].rpartition("/")[2])["annotations"]
-        for key, value in patch["patch"]["metadata"]["annotations"].items():
-            assert value is None
-            del annotations[key]
-        assert "projectcalico.org/IPv4Address" in annotations
+    names = annotations(found)
+    assert names
+    assert all(name.startswith("flannel.alpha.coreos.com/") for name in names)
+    for member in leftovers.cluster["nodes"]:
+        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in names}
+        assert "projectcalico.org/IPv4Address" in member["annotations"]
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (found["phase"], clean(found), clean_annotations(found)) == ("done", {}, [])
+    assert (found["phase"], clean(found), annotations(found)) == ("done", {}, [])
 
 
 def carry_out(facts: Any, command: Any) -> None:
