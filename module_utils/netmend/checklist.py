@@ -6,6 +6,7 @@ asked from the nodes; names and URLs from the controller, which stands for the i
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, TypedDict, cast
 from urllib.parse import urlsplit
@@ -70,6 +71,9 @@ def read(given: Any) -> Optional[Checklist]:
     checklist = cast(Checklist, _fields(_CHECKLIST)(given, "netmend_checklist"))
     if checklist["urls"] and not checklist["balancers"]:
         raise ValueError("netmend_checklist.balancers: urls need the addresses that their names are to lead to")
+    for key in ("balancers", "resolver", "requests"):
+        if key in given and not checklist["urls"]:
+            raise ValueError(f"netmend_checklist.{key} is of use for urls only, and there are none")
     return checklist
 
 
@@ -130,9 +134,9 @@ def _address(given: Any, where: str) -> str:
 
 
 def _object(given: Any, where: str) -> str:
-    if not isinstance(given, str) or len(list(filter(None, given.split("/")))) != 2 or given.count("/") != 1:
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", str(given)):
         raise ValueError(f"{where}: {given!r} is no namespace/name")
-    return given
+    return str(given)
 
 
 def _host(given: Any, where: str) -> str:
@@ -144,11 +148,13 @@ def _path(given: Any, where: str) -> str:
 
 
 def _url(given: Any, where: str) -> str:
+    if "@" in str(given):
+        raise ValueError(f"{where}: there are credentials in it, or an @ that is not written %40")
     try:
         request = _request(str(given))
     except ValueError as error:
         raise ValueError(f"{where}: {given!r}: {error}") from None
-    if request["protocol"] not in PORTS or not request["name"] or "@" in urlsplit(str(given)).netloc:
+    if request["protocol"] not in PORTS or not request["name"]:
         raise ValueError(f"{where}: {given!r} is not http(s)://name[:port][/path]")
     return _asked(Probe(**request, address="0.0.0.0"), given, where)
 

@@ -148,9 +148,7 @@ def netmend_checklist_judge(
     return report.with_checklist(_plain(judgement), points)
 
 
-def netmend_report(
-    hosts: Hosts, time: str, check_mode: bool = False, pass_mark: float | None = None
-) -> dict[str, Any]:
+def netmend_report(hosts: Hosts, time: str, check_mode: bool = False, pass_mark: float | None = None) -> dict[str, Any]:
     """The hosts' variables after a run -> the whole report."""
     hosts = list(hosts)
     measured = next(host for host in hosts if "netmend_now" in host)

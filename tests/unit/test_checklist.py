@@ -99,9 +99,10 @@ def test_the_documented_checklist() -> None:
         ({"node_ports": [{"port": 70000}]}, "netmend_checklist.node_ports[0].port: 70000 is no number from 1 to 65535"),
         ({"node_ports": [{"port": 80, "path": "x"}]}, "netmend_checklist.node_ports[0].path: 'x': path 'x' is not an"),
         ({"urls": EDGE["urls"]}, "netmend_checklist.balancers: urls need the addresses"),
+        ({"balancers": EDGE["balancers"]}, "netmend_checklist.balancers is of use for urls only, and there are none"),
         ({**EDGE, "balancers": ["lb"]}, "netmend_checklist.balancers[0]: 'lb' is no IPv4 address"),
         ({**EDGE, "urls": ["shop.example"]}, "netmend_checklist.urls[0]: 'shop.example' is not http(s)://name[:port]"),
-        ({**EDGE, "urls": ["http://me:word@shop.example"]}, "netmend_checklist.urls[0]: 'http://me:word@shop.example'"),
+        ({**EDGE, "urls": ["http://me:word@shop.example"]}, "netmend_checklist.urls[0]: there are credentials in"),
         ({**EDGE, "urls": ["http://shop.example:x"]}, "netmend_checklist.urls[0]: 'http://shop.example:x': Port could"),
     ],
 )  # fmt: skip

@@ -38,7 +38,10 @@ def listed(source: Path, **environment: str) -> dict[str, Any]:
 def variables(inventory: dict[str, Any], host: str) -> dict[str, Any]:
     """Of a host; text that is not to be templated is listed with a mark that says so."""
     listed = inventory["_meta"]["hostvars"].get(host, {})
-    return {name: value["__ansible_unsafe"] if isinstance(value, dict) else value for name, value in listed.items()}
+    return {
+        name: value.get("__ansible_unsafe", value) if isinstance(value, dict) else value
+        for name, value in listed.items()
+    }
 
 
 @pytest.fixture
