@@ -26,7 +26,7 @@ def fixtures() -> Path:
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """A machine of the lab that hangs is not what a test is about: it is switched off and on, and the test run again."""
+    """A machine that hangs is not what a test is about: it is switched off and on, and the test run again."""
     if "NETMEND_LAB" not in os.environ:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
