@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import cache, calico, network, seed
@@ -22,6 +23,7 @@ POWER_ON = Path(__file__).parent / "power_on.py"
 KERNEL = "linux"
 IMAGE = "disk.img"
 SSH_WITHIN = 120.0  # seconds from power-on
+HANGS_AFTER = 60.0  # seconds without an answer
 CONSOLE_LINES = 15
 # What a panic prints behind its cause, and would hide it.
 STACK = re.compile(r"\s*(\[<[0-9a-f]+>\].*|([0-9a-f]{8,16}\s*)+|Stack:|Call Trace:)$")
@@ -66,7 +68,7 @@ def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[st
 def _start(lab: Lab, machine: Machine, processor: int) -> subprocess.Popen[bytes]:
     directory = state(lab.name)
     memory = directory / f"{machine.name}.memory"
-    memory.mkdir()
+    memory.mkdir(exist_ok=True)
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(directory),
@@ -114,6 +116,29 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
     ]
 
 
+def power_cycle(lab: Lab, machine: Machine) -> None:
+    """Switch a machine off, as by its plug, and on again, and wait until it answers on SSH."""
+    os.kill(int(_pid_file(lab.name, machine).read_text()), signal.SIGKILL)
+    shutil.rmtree(_pid_file(lab.name, machine).parent)
+    process = _start(lab, machine, placement(lab.machines, sorted(os.sched_getaffinity(0)))[machine.name])
+    wait_for_ssh(replace(lab, machines=(machine,)), {machine.name: process})
+
+
+def hanging(lab: Lab) -> list[Machine]:
+    """Machines that run, and do not answer on SSH."""
+
+    def hangs(machine: Machine) -> bool:
+        deadline = time.monotonic() + HANGS_AFTER
+        while not greets(machine.private):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.5)
+        return False
+
+    with ThreadPoolExecutor(len(lab.machines), initializer=network.enter, initargs=(lab.name,)) as pool:
+        return [machine for machine, hung in zip(lab.machines, pool.map(hangs, lab.machines), strict=True) if hung]
+
+
 def wait_for_ssh(lab: Lab, processes: dict[str, subprocess.Popen[bytes]]) -> dict[str, float]:
     """Wait until every machine's SSH greets; returns the seconds that each one took. MachineError when one does not."""
     start = time.monotonic()
@@ -152,8 +177,11 @@ def last_words(lab: str, machine: str) -> str:
 
 def status_file(lab: str, machine: Machine) -> Path:
     """/proc/PID/status of a machine's process."""
-    pid = (state(lab) / ".uml" / machine.name / "pid").read_text().strip()
-    return Path("/proc") / pid / "status"
+    return Path("/proc") / _pid_file(lab, machine).read_text().strip() / "status"
+
+
+def _pid_file(lab: str, machine: Machine) -> Path:
+    return state(lab) / ".uml" / machine.name / "pid"
 
 
 def ssh(lab: str, machine: Machine, *command: str, options: Sequence[str] = ()) -> list[str]:
@@ -165,6 +193,9 @@ def ssh(lab: str, machine: Machine, *command: str, options: Sequence[str] = ()) 
         "IdentityFile": directory / seed.KEY,
         "IdentitiesOnly": "yes",
         "ConnectTimeout": "5",
+        # A machine that hangs still acknowledges what it gets.
+        "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "4",
         "LogLevel": "ERROR",
     }
     pairs = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]

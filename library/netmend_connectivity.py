@@ -31,7 +31,7 @@ options:
         description:
           - V(tcp) completes a handshake. V(udp) sends a datagram and waits for it to come back. V(icmp) pings.
           - V(http) and V(https) send GET; a status below 500 is V(ok), as the path works whatever the application
-            thinks.
+            thinks, unless O(targets[].status) says which one is.
           - V(dns-udp) and V(dns-tcp) ask the server at O(targets[].address) for the IPv4 address of O(targets[].name).
           - V(mtu) finds the largest IP packet that passes with DF, by ping. Where larger ones vanish and no ICMP
             frag-needed comes back, the outcome is V(timeout).
@@ -52,6 +52,9 @@ options:
         description: Path of an HTTP request.
         type: str
         default: /
+      status:
+        description: The status of HTTP that is V(ok). By default any below 500 is.
+        type: int
       verify:
         description: Whether a certificate that the node's authorities did not sign for the name has the outcome V(tls).
         type: bool
@@ -222,6 +225,7 @@ def argument_spec():
         "port": {"type": "int"},
         "name": {"type": "str"},
         "path": {"type": "str", "default": "/"},
+        "status": {"type": "int"},
         "verify": {"type": "bool", "default": True},
         "attempts": {"type": "int", "default": 1},
         "timeout": {"type": "float"},

@@ -287,6 +287,7 @@ class Probe(TypedDict, total=False):
     port: int
     name: str  # the DNS name asked for; the HTTP Host
     path: str  # HTTP path
+    status: int  # http and https: the only status that is ok; 0 = any below 500
     verify: bool  # https: whether a certificate that cannot be trusted is the outcome "tls"; true unless declared
     timeout: float  # seconds
     attempts: int  # made at once, each may meet another endpoint of a Service; the outcome is ok if all are; default 1
@@ -364,6 +365,14 @@ class Coverage(TypedDict):
 
     peers: int  # that every node probed at least
     others: int  # that it could have probed
+
+
+class Point(TypedDict):
+    """One of the things that a checklist asks for."""
+
+    name: str  # the same in every run
+    met: bool
+    seen: str  # a clause with figures
 
 
 class Matrix(TypedDict):

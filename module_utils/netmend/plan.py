@@ -426,7 +426,7 @@ def _node_nodeport(view: _View) -> Iterator[Probe]:
     for source in view.sources:
         for service, port in ports[:_NODE_PORTS]:
             for node in view.targets(source):
-                if _answers_on(service, node):
+                if answers_on(service, node):
                     yield Probe(
                         source_node=source,
                         target_node=node["name"],
@@ -437,7 +437,7 @@ def _node_nodeport(view: _View) -> Iterator[Probe]:
                     )
 
 
-def _answers_on(service: Service, node: Node) -> bool:
+def answers_on(service: Service, node: Node) -> bool:
     """With externalTrafficPolicy Local, nodes without an endpoint drop, and rightly so."""
     return service["external_traffic_policy"] != "Local" or any(
         endpoint["node"] == node["name"] for endpoint in _ready(service)

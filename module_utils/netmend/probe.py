@@ -103,6 +103,8 @@ def problem(probe: Probe) -> str:
         return f"name {name!r} is not a domain name"
     if not re.fullmatch(r"/[!-~]*", path):
         return f"path {path!r} is not an absolute path in printable ASCII"
+    if probe.get("status", 0) and not 100 <= probe["status"] <= 599:
+        return "status must be from 100 to 599"
     if probe.get("timeout", TIMEOUT) <= 0:
         return "timeout must be more than 0 seconds"
     if _attempts(probe) < 1:
@@ -161,7 +163,7 @@ def _udp(probe: Probe) -> Steps:
 
 
 def _http(probe: Probe) -> Steps:
-    """Ok when a status below 500 comes: the path works, whatever the application thinks of the request."""
+    """Ok when a status below 500 comes: the path works, whatever the application thinks of it; or the one wanted."""
     timer = Timer(probe)
     with opened(probe, socket.SOCK_STREAM) as sock:
         yield from connect(sock, probe, timer)
@@ -248,7 +250,9 @@ def _get(sock: socket.socket, probe: Probe, timer: Timer, again: type[OSError] =
     status = re.match(rb"HTTP/\d(?:\.\d)? (\d{3})\b", head)
     if not status:
         raise Ended("http", "not an HTTP answer" if head else "closed without an answer")
-    return timer.observation(f"status {int(status[1])}", "ok" if int(status[1]) < 500 else "http")
+    found, wanted = int(status[1]), probe.get("status", 0)
+    is_ok = found == wanted if wanted else found < 500
+    return timer.observation(f"status {found}", "ok" if is_ok else "http")
 
 
 def _handshake(sock: ssl.SSLSocket, timer: Timer) -> Waiting[None]:

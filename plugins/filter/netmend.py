@@ -15,7 +15,14 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import backup, calico_manifest, overlays, plan, report  # noqa: E402
+from ansible.module_utils.netmend import (  # noqa: E402
+    backup,
+    calico_manifest,
+    checklist,
+    overlays,
+    plan,
+    report,
+)
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
@@ -187,7 +194,39 @@ def netmend_mark(marks: Iterable[Any], phase: str) -> list[dict[str, Any]]:
     return [*_plain(list(marks)), {"phase": phase, "at": round(clock.monotonic(), 3)}]
 
 
-def netmend_report(hosts: Hosts, time: str, check_mode: bool = False) -> dict[str, Any]:
+def netmend_checklist(given: Any) -> Any:
+    """netmend_checklist, read; None where it asks for nothing."""
+    return checklist.read(_plain(given))
+
+
+def netmend_checklist_problem(given: Any) -> str:
+    """What is wrong in netmend_checklist; "" where nothing is."""
+    try:
+        netmend_checklist(given)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def netmend_checklist_plan(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """A checklist's probes, by the node that is to run them; "" is the controller."""
+    facts = _plain(facts)
+    return plan.by_node(checklist.probes(_plain(asked), facts["nodes"], facts["cluster"]))
+
+
+def netmend_checklist_judge(
+    judgement: Mapping[str, Any], asked: Mapping[str, Any], facts: Mapping[str, Any], hosts: Hosts
+) -> dict[str, Any]:
+    """report.Judgement, and what the hosts' and the controller's observations say of the checklist."""
+    facts = _plain(facts)
+    answers = [_plain(host.get(name, {})) for host in hosts for name in ("netmend_checked", "netmend_checked_here")]
+    results = [answer.get("netmend_connectivity", {}) for answer in answers]
+    observations = [seen for result in results for seen in result.get("observations", [])]
+    points = checklist.points(_plain(asked), facts["nodes"], facts["cluster"], facts["expected_nodes"], observations)
+    return report.with_checklist(_plain(judgement), points)
+
+
+def netmend_report(hosts: Hosts, time: str, check_mode: bool = False, pass_mark: float | None = None) -> dict[str, Any]:
     """The hosts' variables after a run -> the whole report."""
     hosts = list(hosts)
     measured = next(host for host in hosts if "netmend_now" in host)
@@ -202,6 +241,7 @@ def netmend_report(hosts: Hosts, time: str, check_mode: bool = False) -> dict[st
         time=time,
         version=cluster["version"],
         check_mode=check_mode,
+        pass_mark=None if pass_mark is None else float(pass_mark),
     )
 
 
@@ -224,6 +264,10 @@ class FilterModule:
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
+            "netmend_checklist": netmend_checklist,
+            "netmend_checklist_problem": netmend_checklist_problem,
+            "netmend_checklist_plan": netmend_checklist_plan,
+            "netmend_checklist_judge": netmend_checklist_judge,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,

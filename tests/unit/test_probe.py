@@ -363,6 +363,12 @@ def test_http(client: int, answer: bytes, expected: tuple[str, str]) -> None:
         assert outcome(client, "http", port) == expected
 
 
+@pytest.mark.parametrize(("status", "expected"), [(200, "http"), (404, "ok"), (0, "ok")])
+def test_http_with_the_status_that_is_wanted(client: int, status: int, expected: str) -> None:
+    with listening(socket.SOCK_STREAM, answering(b"HTTP/1.1 404 Not Found\r\n\r\n")) as port:
+        assert outcome(client, "http", port, status=status) == (expected, "status 404")
+
+
 def test_http_asks_for_path_and_host(client: int) -> None:
     requests: list[bytes] = []
 
@@ -656,6 +662,7 @@ def test_losses_are_read_and_only_those_that_rose_are_told(fixtures: Path, tmp_p
         ({"name": "a..b"}, "name 'a..b' is not a domain name"),
         ({"name": "a\r\nX: y"}, "name 'a\\r\\nX: y' is not a domain name"),
         ({"path": "/a b"}, "path '/a b' is not an absolute path in printable ASCII"),
+        ({"status": 20}, "status must be from 100 to 599"),
         ({"timeout": 0}, "timeout must be more than 0 seconds"),
         ({"expect": "open"}, "expect 'open' is none of"),
     ],

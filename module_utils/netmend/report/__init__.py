@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, TypedDict
 
 from ..diagnose.registry import is_gate
-from ..model import ClusterFacts, Coverage, Finding, Matrix, OverlayVerdict, Remedy
+from ..model import ClusterFacts, Coverage, Finding, Matrix, OverlayVerdict, Point, Remedy
 
 SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
 
@@ -30,9 +30,10 @@ class Judgement(TypedDict):
     matrix: Matrix
     findings: List[Named]
     remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
-    score: float  # percent of the matrix's probes that met their expectation
-    healthy: bool  # nothing found, and every probe as expected
+    score: float  # percent of the probes that met their expectation, or of the checklist's points: the lower one
+    healthy: bool  # nothing found, every probe as expected, every point of the checklist met
     coverage: Optional[Coverage]
+    checklist: List[Point]  # empty: nothing is asked for
     overlays: Dict[str, OverlayVerdict]  # what can carry pods' packets between all nodes; empty: not measured
 
 
@@ -72,6 +73,8 @@ class Report(TypedDict):
     verdict: str  # one sentence
     healthy: bool
     score: float
+    pass_mark: Optional[float]  # percent; None: only a healthy cluster passes
+    passed: bool
     version: str  # of Kubernetes
     nodes: List[Member]
     before: Optional[Judgement]  # None: it was measured once only
@@ -112,7 +115,20 @@ def judge(
         "score": _rounded(score),
         "healthy": healthy,
         "coverage": coverage,
+        "checklist": [],
         "overlays": dict(overlays or {}),
+    }
+
+
+def with_checklist(judgement: Judgement, points: List[Point]) -> Judgement:
+    """The same measurement, judged by a checklist, too: few points do not drown among many probes, nor the reverse."""
+    met = sum(point["met"] for point in points)
+    score = 100.0 * met / len(points) if points else 100.0
+    return {
+        **judgement,
+        "checklist": points,
+        "score": min(judgement["score"], _rounded(score)),
+        "healthy": judgement["healthy"] and met == len(points),
     }
 
 
@@ -126,6 +142,7 @@ def report(
     time: str,
     version: str = "",
     check_mode: bool = False,
+    pass_mark: Optional[float] = None,
 ) -> Report:
     """Two measurements and what happened in between -> the object that is shown and written.
 
@@ -135,9 +152,11 @@ def report(
     return {
         "schema": SCHEMA,
         "time": time,
-        "verdict": _verdict(now, before, changes),
+        "verdict": _verdict(now, before, changes) + _mark(now, pass_mark),
         "healthy": now["healthy"],
         "score": now["score"],
+        "pass_mark": pass_mark,
+        "passed": _passes(now, pass_mark),
         "version": version,
         "nodes": nodes,
         "before": before,
@@ -176,14 +195,34 @@ def members(cluster: ClusterFacts, expected: Iterable[str], asked: Iterable[str]
 
 
 def _verdict(now: Judgement, before: Optional[Judgement], changes: List[Change]) -> str:
-    passed = f"{now['matrix']['ok']} of {now['matrix']['total']} probes as expected ({now['score']:g} %)"
-    left = ", ".join(finding["fault"] for finding in now["findings"])
+    passed = f"{now['matrix']['ok']} of {now['matrix']['total']} probes as expected"
+    if now["checklist"]:
+        met = sum(point["met"] for point in now["checklist"])
+        passed += f", {met} of {len(now['checklist'])} points of the checklist"
+    passed += f" ({now['score']:g} %)"
     if not now["healthy"]:
-        return f"Findings left: {left or 'none named, but not every probe passed'}. {passed}."
+        return f"Findings left: {_left(now)}. {passed}."
     if before and not before["healthy"] and changes:
         gone = ", ".join(finding["fault"] for finding in before["findings"])
         return f"Mended: {gone}. {passed}, {before['score']:g} % before."
     return f"Healthy. {passed}."
+
+
+def _left(now: Judgement) -> str:
+    named = ", ".join(finding["fault"] for finding in now["findings"])
+    all_passed = now["matrix"]["ok"] == now["matrix"]["total"]
+    return named or ("none, but the checklist is not met" if all_passed else "none named, but not every probe passed")
+
+
+def _passes(now: Judgement, pass_mark: Optional[float]) -> bool:
+    return now["healthy"] or (pass_mark is not None and now["score"] >= pass_mark)
+
+
+def _mark(now: Judgement, pass_mark: Optional[float]) -> str:
+    """What decides where the cluster is not healthy."""
+    if now["healthy"] or pass_mark is None:
+        return ""
+    return f" The pass mark of {pass_mark:g} % is {'reached' if _passes(now, pass_mark) else 'missed'}."
 
 
 def _rounded(percent: float) -> float:

@@ -4,6 +4,7 @@ A suite is a row of the matrix, and a case one source node in it: "from agent1".
 thousands at two hundred nodes, which no pipeline shows; a case a row would not say which node is to blame. Names are
 the same in every run of one cluster, so that a pipeline can say what is new: no count, outcome or address is in them.
 Findings are cases of the suite "findings" that fail, with their evidence; where there is none, its one case passes.
+The points of a checklist are the cases of the suite "checklist".
 
 The dialect is the one that Jenkins, GitLab and GitHub's actions read: testsuites > testsuite > testcase > failure,
 with tests, failures, name and classname (https://github.com/testmoapp/junitxml).
@@ -16,7 +17,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from typing import Dict, List, NamedTuple
 
-from ..model import Matrix
+from ..model import Matrix, Point
 from . import Named, Report
 from .matrix import Seen, asked, named, probes
 from .text import remedy
@@ -38,6 +39,8 @@ def render(report: Report) -> str:
     """What was measured last, whether or not something was mended before."""
     matrix = report["now"]["matrix"]
     suites = {"findings": _findings(report["now"]["findings"])}
+    if report["now"]["checklist"]:
+        suites["checklist"] = [_point(point) for point in report["now"]["checklist"]]
     suites.update({name: _sources(matrix, name) for name in matrix["rows"]})
     cases = [case for suite in suites.values() for case in suite]
     root = ET.Element("testsuites", {"name": "netmend", **_counts(cases)})
@@ -73,6 +76,10 @@ def _findings(findings: List[Named]) -> List[_Case]:
         ]
         cases.append(_Case(name, finding["title"], finding["fault"], "\n".join(lines)))
     return cases
+
+
+def _point(point: Point) -> _Case:
+    return _Case(point["name"]) if point["met"] else _Case(point["name"], point["seen"], "unmet", point["seen"])
 
 
 def _sources(matrix: Matrix, row: str) -> List[_Case]:

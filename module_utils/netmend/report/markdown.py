@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import List, Optional
 
+from ..model import Point
 from ..overlays import passing
 from . import Judgement, Named, Report
 from .changes import gathered
@@ -27,6 +28,8 @@ def render(report: Report) -> str:
     if report["before"]:
         parts += _findings("Findings before", report["before"]["findings"])
     parts += _matrix(report["now"], report["before"])
+    if report["now"]["checklist"]:
+        parts += _checklist(report["now"]["checklist"])
     if report["now"]["overlays"]:
         found = passing(report["now"]["overlays"]) or ["None."]
         parts += ["## Overlays that can pass between all nodes", "\n".join(f"- {_escaped(each)}" for each in found)]
@@ -66,6 +69,14 @@ def _matrix(now: Judgement, before: Optional[Judgement]) -> List[str]:
         lines.append(f"| {_escaped(name)} | {' | '.join(cells)} |")
     said = sampled(now["coverage"])
     return ["## Matrix", "\n".join(lines), *([_escaped(said)] if said else [])]
+
+
+def _checklist(points: List[Point]) -> List[str]:
+    lines = [
+        f"| {_escaped(point['name'])} | {'met' if point['met'] else '**not met**'} | {_escaped(point['seen'])} |"
+        for point in points
+    ]
+    return ["## Checklist", "\n".join(["| point | | seen |", "|---|---|---|", *lines])]
 
 
 def _changes(report: Report) -> List[str]:

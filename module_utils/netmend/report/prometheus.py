@@ -25,6 +25,7 @@ def render(report: Report) -> str:
         for row in now["matrix"]["rows"]
         for probe in probes(now["matrix"], row)
     )
+    points = Counter(str(point["met"]).lower() for point in now["checklist"])
     faults = Counter(finding["fault"] for finding in now["findings"])
     took: Dict[str, float] = {}
     for phase in report["phases"]:
@@ -39,6 +40,11 @@ def render(report: Report) -> str:
             "probes",
             "Probes of the last measurement by row of the matrix and outcome; met says whether that was expected.",
             [({"row": row, "outcome": outcome, "met": met}, n) for (row, outcome, met), n in observed.items()],
+        ),
+        _family(
+            "checklist_points",
+            "Points of the checklist; met says whether the cluster meets them.",
+            [({"met": met}, n) for met, n in points.items()],
         ),
         _family("findings", "Findings that are left, by fault.", [({"fault": name}, n) for name, n in faults.items()]),
         _family("nodes", "Nodes of the cluster and of the inventory.", [({}, len(report["nodes"]))]),

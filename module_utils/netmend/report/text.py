@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, Iterator, List, Optional
 
-from ..model import Coverage, Matrix, OverlayVerdict, Remedy
+from ..model import Coverage, Matrix, OverlayVerdict, Point, Remedy
 from ..overlays import passing
 from . import Change, Judgement, Named, Report
 from .matrix import Seen, cells, destinations, named, sentences
@@ -20,6 +20,7 @@ PLACES = 12  # of a finding
 def measured(judgement: Judgement) -> str:
     """The matrix and the findings, for a terminal of 120 columns."""
     lines = _matrix_lines(judgement["matrix"]) + _coverage_lines(judgement["coverage"])
+    lines += _checklist_lines(judgement["checklist"])
     lines += _overlay_lines(judgement["overlays"]) if judgement["findings"] else []
     return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
 
@@ -39,6 +40,11 @@ def _matrix_lines(matrix: Matrix) -> List[str]:
         lines.append(f"  {name:<16} {row['ok']:>4} of {row['total']:<4} {'ok' if good else 'NOT OK'}")
         lines += [] if good else _row_lines(matrix, name)
     return lines
+
+
+def _checklist_lines(points: List[Point]) -> List[str]:
+    lines = [f"  {'ok    ' if point['met'] else 'NOT OK'}  {point['name']} ({point['seen']})" for point in points]
+    return ["", "Checklist", *lines] if points else []
 
 
 def _coverage_lines(coverage: Optional[Coverage]) -> List[str]:

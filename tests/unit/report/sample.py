@@ -13,7 +13,7 @@ if CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(CORE)
 
 from ansible.module_utils.netmend import plan  # noqa: E402  after the path
-from ansible.module_utils.netmend.report import judge, members, report  # noqa: E402
+from ansible.module_utils.netmend.report import judge, members, report, with_checklist  # noqa: E402
 
 TIME = "2026-11-21T03:12:45Z"
 Fails = Callable[[Any], str]  # probe -> outcome
@@ -151,6 +151,18 @@ def whole(now: Any, before: Any, count: int, changes: Iterable[Any] = (), **more
     marks = [{"phase": phase, "at": at} for phase, at in MARKS]
     nodes = members(cluster, names(count), names(count))  # type: ignore[arg-type]
     return report(now, before, list(changes), nodes, marks, time=TIME, version="v1.36.3+k3s1", **more)  # type: ignore[arg-type]
+
+
+POINTS: Any = [
+    {"name": "at least 3 nodes, all Ready", "met": True, "seen": "3 of 3"},
+    {"name": "https://shop.example/: 200 by 203.0.113.81", "met": False,
+     "seen": "7 of 10; controller to 203.0.113.81: http (status 503)"},
+]  # fmt: skip
+
+
+def checked(count: int) -> Any:
+    """All passes but a point of the checklist, and so the pass mark."""
+    return whole(with_checklist(measured(count), POINTS), None, count, pass_mark=80.0)
 
 
 def mended(count: int, node: str = "") -> Any:

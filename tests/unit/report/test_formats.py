@@ -12,7 +12,7 @@ from ansible.module_utils.netmend.report import junit, markdown, prometheus
 from tests.unit.report import sample
 
 WORKER = "k3s-worker-002"
-HEALTHY, MENDED = sample.healthy(3), sample.mended(3)
+HEALTHY, MENDED, CHECKED = sample.healthy(3), sample.mended(3), sample.checked(3)
 SICK = sample.sick(3, sample.overlay_to(WORKER), [sample.finding([WORKER]), sample.finding(["b"], command="ufw allow")])
 
 
@@ -67,6 +67,14 @@ def test_junit_says_what_failed_and_what_was_found() -> None:
     assert ("netmend.host-host", f"from {WORKER}") not in failed
 
 
+def test_junit_has_a_case_for_each_point_of_a_checklist() -> None:
+    root = ET.fromstring(junit.render(CHECKED))
+    suite = next(suite for suite in root if suite.attrib["name"] == "checklist")
+    assert [case.attrib["name"] for case in suite] == [point["name"] for point in sample.POINTS]
+    assert [len(case) for case in suite] == [0, 1]
+    assert suite[1][0].attrib["message"] == sample.POINTS[1]["seen"]
+
+
 # --- Prometheus -------------------------------------------------------------------------------------------------------
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (-?[0-9.e+-]+)')
@@ -116,6 +124,12 @@ def test_prometheus_adds_up_the_phases_of_both_measurements() -> None:
     assert samples["netmend_changes"] == 1
 
 
+def test_prometheus_counts_the_points_of_a_checklist() -> None:
+    samples = parsed(prometheus.render(CHECKED))
+    assert samples['netmend_checklist_points{met="true"}'] == samples['netmend_checklist_points{met="false"}'] == 1
+    assert not any(name.startswith("netmend_checklist") for name in parsed(prometheus.render(SICK)))
+
+
 def test_prometheus_escapes() -> None:
     parsed(prometheus.render(odd()))
 
@@ -135,6 +149,13 @@ def test_markdown_names_failing_paths_and_the_command() -> None:
     text = markdown.render(SICK)
     assert "| pod-pod | 7 of 15 | k3s-worker-002 to k3s-master-01, k3s-worker-001: timeout (tcp/8080, mtu)<br>" in text
     assert "```sh\nufw allow\n```" in text
+
+
+def test_markdown_lists_the_points_of_a_checklist() -> None:
+    text = markdown.render(CHECKED)
+    assert "## Checklist\n\n| point | | seen |\n|---|---|---|\n| at least 3 nodes, all Ready | met | 3 of 3 |\n" in text
+    assert "| **not met** | 7 of 10; controller to 203.0.113.81: http (status 503) |\n" in text
+    assert "Checklist" not in markdown.render(SICK)
 
 
 def test_markdown_is_not_broken_by_what_is_in_it() -> None:

@@ -98,6 +98,18 @@ def test_verdict_findings_and_changes(browser: Chrome, show: Open) -> None:
     assert len(browser.find_elements(By.CSS_SELECTOR, ".topology .link.fails")) == 2
 
 
+def test_the_points_of_a_checklist(browser: Chrome, show: Open) -> None:
+    show(sample.checked(3))
+    assert "the checklist is not met" in one(browser, "h1").text
+    one(browser, "nav a[href='#checklist']").click()
+    lines = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "section[aria-labelledby=checklist] tbody tr")]
+    assert [re.sub(r"\s+", " ", line) for line in lines] == [
+        f"{point['name']} {'✓ yes' if point['met'] else '✕ no'} {point['seen']}" for point in sample.POINTS
+    ]
+    show(MENDED)
+    assert not browser.find_elements(By.CSS_SELECTOR, "#checklist")
+
+
 def test_a_cell_is_reached_and_opened_by_keyboard(browser: Chrome, show: Open) -> None:
     show(MENDED)
     cell = tab_to(browser, "td[role=gridcell]")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.netmend.report import judge, members, report
+from ansible.module_utils.netmend.report import judge, members, report, with_checklist
 from jsonschema import Draft202012Validator, ValidationError
 
 from tests.unit.report import sample
@@ -62,6 +62,36 @@ def test_nothing_measured_is_not_healthy_by_the_score() -> None:
 
 def test_only_all_of_them_are_a_hundred_percent() -> None:
     assert judge(matrix(*["ok"] * 9999, "timeout"), [])["score"] == 99.9
+
+
+POINTS: Any = [{"name": name, "met": name != "c", "seen": "1 of 1"} for name in "abcd"]
+
+
+def test_a_checklist_is_judged_beside_the_probes() -> None:
+    judged = with_checklist(HEALTHY, POINTS)
+    assert (judged["score"], judged["healthy"]) == (75, False)
+    assert said(judged)["verdict"] == (
+        "Findings left: none, but the checklist is not met. "
+        "2 of 2 probes as expected, 3 of 4 points of the checklist (75 %)."
+    )
+    assert with_checklist(HEALTHY, POINTS[:2])["healthy"]
+    assert with_checklist(SICK, POINTS[:2])["score"] == 50
+
+
+@pytest.mark.parametrize(
+    ("judged", "mark", "passed", "sentence"),
+    [
+        (SICK, None, False, ""),
+        (SICK, 50.0, True, "The pass mark of 50 % is reached."),
+        (SICK, 50.1, False, "The pass mark of 50.1 % is missed."),
+        (HEALTHY, None, True, ""),
+        (HEALTHY, 101.0, True, ""),
+    ],
+)
+def test_a_pass_mark_decides_where_something_is_wrong(judged: Any, mark: Any, passed: bool, sentence: str) -> None:
+    whole = said(judged, pass_mark=mark)
+    assert whole["passed"] is passed
+    assert whole["verdict"].endswith(sentence or "%).")
 
 
 def test_mended_says_what_and_from_where() -> None:
@@ -146,10 +176,11 @@ def schema() -> Draft202012Validator:
     [
         sample.healthy(3),
         sample.mended(8),
+        sample.checked(3),
         sample.sick(13, sample.overlay_to("k3s-worker-004"), [sample.finding(["k3s-worker-004"], command="ufw allow")]),
         said(SICK, None, [CHANGE], check_mode=True),
     ],
-    ids=["healthy", "mended", "sick", "check mode"],
+    ids=["healthy", "mended", "checklist", "sick", "check mode"],
 )
 def test_reports_are_as_the_schema_says(schema: Draft202012Validator, whole: Any) -> None:
     schema.validate(json.loads(json.dumps(whole)))

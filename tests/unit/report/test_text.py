@@ -47,6 +47,12 @@ def test_a_sample_says_how_sure_it_is() -> None:
     assert "what is wrong with a single pair by 4%" in said
 
 
+def test_a_checklist_says_what_is_not_met() -> None:
+    shown = text.render(sample.checked(3))
+    assert "\nChecklist\n  ok      at least 3 nodes, all Ready (3 of 3)\n  NOT OK  https://shop.example/: 200" in shown
+    assert "Checklist" not in text.measured(HEALTHY)
+
+
 def test_many_nodes_fit_the_terminal() -> None:
     sick = sample.sick(40, sample.overlay_to("k3s-worker-020"), [sample.finding([f"n{n}" for n in range(200)])])
     shown = text.render(sick)
