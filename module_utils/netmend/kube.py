@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
 from .model import ClusterFacts, NodeFacts
@@ -106,7 +106,7 @@ class Api:
         return self.send("GET", path)
 
     def send(self, method: str, path: str, content: Optional[Mapping[str, Any]] = None) -> Tuple[int, str]:
-        """The same for any method, with an object as content."""
+        """The same for any method, with an object as content; of PATCH it is a merge patch."""
         try:
             status, body = self._answer(method, path, content)
         except (OSError, http.client.HTTPException) as error:
@@ -120,6 +120,11 @@ class Api:
 
     def items(self, path: str) -> Optional[List[Dict[str, Any]]]:
         """All objects of a list, page by page; None where the API knows no such resource."""
+        listed = self.listed(path)
+        return listed and listed[0]
+
+    def listed(self, path: str) -> Optional[Tuple[List[Dict[str, Any]], str]]:
+        """The same with the list's resourceVersion, from which watch() goes on."""
         found: List[Dict[str, Any]] = []
         more = ""
         while True:
@@ -133,9 +138,32 @@ class Api:
                 raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
             answer = json.loads(body)
             found += answer["items"] or []
-            more = answer.get("metadata", {}).get("continue", "")
+            metadata = answer.get("metadata", {})
+            more = metadata.get("continue", "")
             if not more:
-                return found
+                return found, metadata.get("resourceVersion", "")
+
+    def watch(self, path: str, version: str, seconds: int) -> Iterator[Dict[str, Any]]:
+        """Changes of a list after that resourceVersion, as they come: {"type": "MODIFIED", "object": {...}}.
+
+        Ends after so many seconds, or with an ERROR where the version is too old. ApiError where the API is gone.
+        """
+        query = f"watch=true&allowWatchBookmarks=true&resourceVersion={quote(version)}&timeoutSeconds={seconds}"
+        connection = self._connect(seconds + self.timeout)
+        try:
+            connection.request("GET", f"{self._url.path}{path}?{query}", headers=self._headers)
+            response = connection.getresponse()
+            if response.status == 410:
+                yield {"type": "ERROR", "object": {"code": 410}}
+            elif response.status != 200:
+                raise ApiError(f"{self.server} answers {path} with {response.status}: {response.read()[:200].decode()}")
+            else:
+                for line in response:
+                    yield json.loads(line)
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiError(self._explain(error)) from error
+        finally:
+            connection.close()
 
     def _answer(self, method: str, path: str, content: Optional[Mapping[str, Any]]) -> Tuple[int, str]:
         connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
@@ -144,17 +172,18 @@ class Api:
                 return self._ask(connection, method, path, content)
             except (ConnectionError, http.client.HTTPException):
                 connection.close()  # the server may close an idle connection at any time
-        port = self._url.port or 443
-        connection = http.client.HTTPSConnection(
-            self._url.hostname or "", port, timeout=self.timeout, context=self._tls
-        )
-        self._local.connection = connection
+        connection = self._local.connection = self._connect(self.timeout)
         return self._ask(connection, method, path, content)
+
+    def _connect(self, timeout: float) -> http.client.HTTPSConnection:
+        host, port = self._url.hostname or "", self._url.port or 443
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
 
     def _ask(
         self, connection: http.client.HTTPSConnection, method: str, path: str, content: Optional[Mapping[str, Any]]
     ) -> Tuple[int, str]:
-        headers = {**self._headers, "Content-Type": "application/json"} if content else self._headers
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {**self._headers, "Content-Type": kind} if content else self._headers
         text = json.dumps(content) if content else None
         connection.request(method, self._url.path + path, text, headers)
         response = connection.getresponse()
