@@ -128,7 +128,9 @@ replaced:
       type: float
       sample: 34.2
 left:
-  description: Pods that stay where they are, with the same keys up to C(why), which says the reason and what to do.
+  description:
+    - Pods that stay where they are, with the same keys up to C(why), which says the reason and what to do. Where this
+      fails, those that it did not come to as well.
   returned: when the cluster could be read
   type: list
   elements: dict

@@ -94,7 +94,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         todo[each.way].append(each)
     steps = []
     for each in todo[UNDER_WAY]:
-        missing = view.missing(each.owner)
+        missing = view.missing(each.owner) or view.deserted(each)
         labels = view.service_labels(each)
         if missing:
             waits[each.owner] = missing
@@ -229,7 +229,15 @@ class _View:
         spent = [_key(item) for item in self._budgets_of(pod) if self._healthy(item) <= self._required(item)]
         if pod.facts["ready"] and spent:
             return f"the PodDisruptionBudget {spent[0]} does not let {pod.name} go now"
-        return self.missing(pod.owner)
+        return self.missing(pod.owner) or (self.deserted(replacement) if replacement.way == RELEASE else "")
+
+    def deserted(self, replacement: Replacement) -> str:
+        """The Service that would have no endpoint without a pod: its labels need not be those of its replacement."""
+        others = {uid for uid, pod in self.by_uid.items() if not pod.released} - {replacement.uid}
+        for service in self._services_of(self.by_uid[replacement.uid]):
+            if not self.endpoints[_key(service)] & others:
+                return f"the Service {_key(service)} has no other endpoint than {replacement.pod}"
+        return ""
 
     def in_slices(self, replacement: Replacement) -> bool:
         return replacement.uid in self.sliced
@@ -274,8 +282,9 @@ class _View:
         if alone or not _asked(controller["spec"]["selector"]):
             return EVICT, alone or "no label decides on whether its controller counts it"
         local = [_key(item) for item in self._services_of(pod) if "Local" in _policies(item)]
-        gap = f"{local[0]} sends what comes in at a node to its own pods alone: such requests fail until one is Ready"
-        return RELEASE, gap if local else ""
+        if local:
+            return RELEASE, f"{local[0]} sends what comes in at a node to its pods there alone: that fails meanwhile"
+        return RELEASE, ""
 
     def _single(self, why: str) -> Tuple[str, str]:
         return (EVICT, f"{why}: requests fail until it is back") if self.wish.recreate else (LEFT, why)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Dict, List, NamedTuple, Set
+from typing import Dict, List, NamedTuple, Set, Tuple
 
 from .kube import Api, ApiError
 from .mirror import Mirror
@@ -52,7 +52,7 @@ class Replacer:
     def __init__(self, api: Api, objects: Mirror, wish: Wish, limits: Limits) -> None:
         self.replaced: List[Replaced] = []
         self._api, self._objects, self._wish, self._limits = api, objects, wish, limits
-        self._begun: Dict[str, float] = {}  # uid -> when the first step with it was done
+        self._begun: Dict[str, Tuple[Replacement, float]] = {}  # uid -> as it was at the first step with it, and when
         self._drains: Dict[str, float] = {}  # uid -> when its deletion was first due
         self._waits: Dict[str, float] = {}  # owner or pod that is waited for -> since when
         self._unseen: List[Step] = []  # done, but not yet in the state
@@ -95,10 +95,10 @@ class Replacer:
         if not refusal:
             self._unseen.append(step)
             self._touched.add(pod.owner)
-            began = self._begun.setdefault(pod.uid, now)
+            first, began = self._begun.setdefault(pod.uid, (pod, now))
             self._drains.pop(pod.uid, None)
             if step.action != "label":
-                self.replaced.append(Replaced(pod, round(time.monotonic() - began, 1)))
+                self.replaced.append(Replaced(first, round(now - began, 1)))
         return refusal
 
     def _pause(self, state: State, waits: Dict[str, str]) -> None:

@@ -59,14 +59,15 @@ class Cluster:
     def deployment(self, name: str, replicas: int, strategy: Object | None = None, **pod: Any) -> None:
         self.put("deployments", {"metadata": _meta(name), "spec": {"strategy": strategy or {}}})
         labels = {"app": name, "pod-template-hash": "5d9f"}
-        owner = [{"kind": "Deployment", "name": name, "controller": True}]
-        self._controller("replicasets", f"{name}-5d9f", labels, pod, {"replicas": replicas}, owner)
+        owner = {"kind": "Deployment", "name": name, "controller": True}
+        meta = _meta(f"{name}-5d9f", ownerReferences=[owner])
+        self._controller("replicasets", meta, labels, pod, replicas=replicas)
 
     def daemonset(self, name: str, **pod: Any) -> None:
-        self._controller("daemonsets", name, {"app": name}, pod, {})
+        self._controller("daemonsets", _meta(name), {"app": name}, pod)
 
     def statefulset(self, name: str, replicas: int) -> None:
-        self._controller("statefulsets", name, {"app": name}, {}, {"replicas": replicas})
+        self._controller("statefulsets", _meta(name), {"app": name}, {}, replicas=replicas)
 
     def pod(self, name: str, labels: dict[str, str], owner: str = "", node: str = "n0", **spec: Any) -> Object:
         kind, _, of = owner.partition("/")
@@ -124,28 +125,27 @@ class Cluster:
             self._end(pod)
             return 201
 
-    def _controller(self, what: str, name: str, labels: dict, pod: Object, spec: Object, owners: Any = ()) -> None:
-        meta = {**_meta(name), "ownerReferences": list(owners)}
+    def _controller(self, what: str, meta: Object, labels: dict[str, str], pod: Object, **spec: Any) -> None:
         spec = {**spec, "selector": {"matchLabels": labels}, "template": pod}
         status = {} if "replicas" in spec else {"desiredNumberScheduled": len(self.nodes)}
         self.put(what, {"metadata": meta, "spec": spec, "status": status})
         self.settle()
 
     def _release_and_adopt(self) -> None:
+        controllers = {
+            (kind, item["metadata"]["name"]): item
+            for kind, what in CONTROLLERS.items()
+            for item in self.objects[what].values()
+        }
         for pod in list(self.objects["pods"].values()):
-            for kind, what in CONTROLLERS.items():
-                for item in self.objects[what].values():
-                    owner = {"kind": kind, "name": item["metadata"]["name"], "controller": True}
-                    owners = pod["metadata"].get("ownerReferences", [])
-                    if owner in owners and not _selected(item, pod):
-                        pod = self._owned_by(pod, [])
-                    elif not owners and _selected(item, pod):
-                        pod = self._owned_by(pod, [owner])
-
-    def _owned_by(self, pod: Object, owners: list[Object]) -> Object:
-        pod = copy.deepcopy(pod)
-        pod["metadata"]["ownerReferences"] = owners
-        return self.put("pods", pod)
+            owners = [(owner["kind"], owner["name"]) for owner in pod["metadata"].get("ownerReferences", [])]
+            kept = [owner for owner in owners if owner not in controllers or _selected(controllers[owner], pod)]
+            taken = kept or [owner for owner, item in controllers.items() if _selected(item, pod)]
+            if taken != owners:
+                changed = copy.deepcopy(pod)
+                references = [{"kind": kind, "name": name, "controller": True} for kind, name in taken]
+                changed["metadata"]["ownerReferences"] = references
+                self.put("pods", changed)
 
     def _reconcile(self, kind: str, controller: Object) -> None:
         name, spec = controller["metadata"]["name"], controller["spec"]

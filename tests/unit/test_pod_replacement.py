@@ -17,6 +17,7 @@ from ansible.module_utils.netmend.pod_replacement import (
     with_labels,
     without_labels,
 )
+
 from tests.unit.pod_cluster import NEW, OLD, Cluster, Object
 
 WISH = Wish(networks(["10.42.128.0/17"]))
@@ -113,7 +114,7 @@ def test_of_a_daemonset_one_pod_goes_at_a_time_while_others_serve() -> None:
 def test_the_next_of_a_daemonset_waits_for_the_replacement() -> None:
     made = served(cluster(daemonset={"name": "web"}))
     made.sick.add("DaemonSet/web")
-    with pytest.raises(Stuck, match=r"default/web-\d+ on n0 is not Ready \(ContainersNotReady\)"):
+    with pytest.raises(Stuck, match=r"default/web-\d+ on n\d is not Ready \(ContainersNotReady\)"):
         replace(made)
     assert (made.ended, made.lost) == ([], [])
 
@@ -305,7 +306,7 @@ def test_excluded_namespaces_and_nodes_that_are_down_are_left() -> None:
 
 def test_an_ill_pod_is_evicted_last_and_holds_nobody_up() -> None:
     made = served(cluster(deployment={"name": "web", "replicas": 3}))
-    ill = list(made.objects["pods"].values())[0]
+    ill = next(iter(made.objects["pods"].values()))
     ill["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
     assert [each.way for each in plan(made.state(), WISH)] == ["surge", "surge", "evict"]
     done = replace(made)
@@ -328,7 +329,6 @@ def test_a_budget_that_is_spent_is_waited_for(spec: Any) -> None:
     made = served(cluster(daemonset={"name": "web"}, budget={"name": "some", **spec}))
     replace(made, until=1)
     new = list(made.objects["pods"].values())[-1]
-    new["metadata"]["labels"] = {**new["metadata"]["labels"]}
     conditions = new["status"]["conditions"]
     new["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
     steps, waits = due(made.state(), WISH)
@@ -352,7 +352,7 @@ def test_services_that_stay_on_the_node_are_named() -> None:
     made = cluster(daemonset={"name": "web"})
     made.service("edge", {"app": "web"}, externalTrafficPolicy="Local")
     made.settle()
-    assert only(made).why.startswith("default/edge sends what comes in at a node to its own pods alone")
+    assert only(made).why.startswith("default/edge sends what comes in at a node to its pods there alone")
 
 
 def test_no_more_labels_are_taken_than_selectors_need() -> None:
@@ -361,9 +361,20 @@ def test_no_more_labels_are_taken_than_selectors_need() -> None:
     pod["metadata"]["labels"].update(tier="front", zone="a")
     made.service("front", {"app": "web", "tier": "front"})
     made.service("zone", {"zone": "a"})
+    made.pod("other", {"app": "web", "tier": "front", "zone": "a"})
     made.settle()
-    replace(made, until=3)
+    replace(made, until=2)
     assert made.objects["pods"][uid]["metadata"]["labels"] == {"tier": "front"}
+
+
+def test_a_service_that_no_replacement_joins_keeps_its_pod() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 1}))
+    next(iter(made.objects["pods"].values()))["metadata"]["labels"]["role"] = "leader"
+    made.service("leader", {"role": "leader"})
+    made.settle()
+    with pytest.raises(Stuck, match=r"the Service default/leader has no other endpoint than default/web-\d+"):
+        replace(made)
+    assert made.lost == []
 
 
 @pytest.mark.parametrize("cidr", ["10.42.128.0/16", "pods"])
