@@ -71,8 +71,11 @@ class Step(NamedTuple):
 
 
 class Due(NamedTuple):
+    """Nothing is left to do where there are neither steps nor waits."""
+
+    plan: List[Replacement]
     steps: List[Step]
-    waits: Dict[str, str]  # owner or pod -> what is waited for. Neither steps nor waits: nothing is left to do
+    waits: Dict[str, str]  # owner or pod -> what is waited for
 
 
 def networks(cidrs: Iterable[str]) -> Tuple[Network, ...]:
@@ -90,7 +93,8 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
     view = _View(state, wish)
     waits = {owner: wait for owner, wait in ((owner, view.missing(owner)) for owner in touched) if wait}
     todo: Dict[str, List[Replacement]] = defaultdict(list)
-    for each in view.plan():
+    planned = view.plan()
+    for each in planned:
         todo[each.way].append(each)
     steps = []
     for each in todo[UNDER_WAY]:
@@ -120,7 +124,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
             waits[each.owner or each.pod] = wait
         else:
             steps.append(Step(each, "evict"))
-    return Due(steps, waits)
+    return Due(planned, steps, waits)
 
 
 def without_labels(pod: Object, owner: str, labels: Iterable[str]) -> Object:
@@ -163,6 +167,14 @@ class _Pod(NamedTuple):
         return f"{self.facts['namespace']}/{self.facts['name']}"
 
 
+class _Count(NamedTuple):
+    """Of a PodDisruptionBudget's pods."""
+
+    healthy: int
+    expected: int  # that their controllers want
+    required: int  # that have to be healthy
+
+
 class _View:
     """A state, looked up by owner, Service and budget."""
 
@@ -183,6 +195,7 @@ class _View:
         self.deployments = {_key(item): item for item in state["deployments"]}
         self.services = _by_namespace(item for item in state["services"] if _selects(item))
         self.budgets = _by_namespace(state["poddisruptionbudgets"])
+        self.counts = {_key(item): self._count(item) for item in state["poddisruptionbudgets"]}
         self.endpoints: Dict[str, Set[str]] = defaultdict(set)  # Service -> uids of ready pods
         self.sliced: Set[str] = set()  # uids of pods in any EndpointSlice
         for item in state["endpointslices"]:
@@ -226,7 +239,7 @@ class _View:
     def obstacle(self, replacement: Replacement) -> str:
         """Why a pod that others stand in for may not go just now."""
         pod = self.by_uid[replacement.uid]
-        spent = [_key(item) for item in self._budgets_of(pod) if self._healthy(item) <= self._required(item)]
+        spent = [name for name, count in self._budgets_of(pod).items() if count.healthy <= count.required]
         if pod.facts["ready"] and spent:
             return f"the PodDisruptionBudget {spent[0]} does not let {pod.name} go now"
         return self.missing(pod.owner) or (self.deserted(replacement) if replacement.way == RELEASE else "")
@@ -291,13 +304,12 @@ class _View:
 
     def _allowed(self, pod: _Pod, way: str, why: str) -> Tuple[str, str]:
         """The way, unless budgets rule it out for good."""
-        budgets = self._budgets_of(pod) if way in (RELEASE, EVICT) else []
-        never = [_key(item) for item in budgets if self._expected(item) <= self._required(item)]
+        budgets = self._budgets_of(pod) if way in (RELEASE, EVICT) else {}
+        never = [name for name, count in budgets.items() if count.expected <= count.required]
         if never:
             return LEFT, f"the PodDisruptionBudget {never[0]} never lets one of its pods go"
         if way == EVICT and len(budgets) > 1:
-            several = " and ".join(_key(item) for item in budgets)
-            return LEFT, f"the API evicts no pod that has several PodDisruptionBudgets: {several}"
+            return LEFT, f"the API evicts no pod that has several PodDisruptionBudgets: {' and '.join(budgets)}"
         return way, why
 
     def _alone(self, pod: _Pod, controller: Object) -> str:
@@ -333,31 +345,24 @@ class _View:
         services = self.services[pod.facts["namespace"]]
         return [item for item in services if item["spec"]["selector"].items() <= pod.facts["labels"].items()]
 
-    def _budgets_of(self, pod: _Pod) -> List[Object]:
+    def _budgets_of(self, pod: _Pod) -> Dict[str, _Count]:
         budgets = self.budgets[pod.facts["namespace"]]
-        return [item for item in budgets if _matches(item["spec"].get("selector"), pod.facts["labels"])]
+        mine = [_key(item) for item in budgets if _matches(item["spec"].get("selector"), pod.facts["labels"])]
+        return {name: self.counts[name] for name in mine}
 
-    def _counted(self, budget: Object) -> List[_Pod]:
-        namespace, selector = budget["metadata"]["namespace"], budget["spec"].get("selector")
-        return [
-            pod for pod in self.pods if pod.facts["namespace"] == namespace and _matches(selector, pod.facts["labels"])
-        ]
-
-    def _healthy(self, budget: Object) -> int:
-        return sum(pod.facts["ready"] for pod in self._counted(budget))
-
-    def _expected(self, budget: Object) -> int:
-        """How many pods their controllers want."""
-        owners = Counter(pod.owner for pod in self._counted(budget) if not pod.released)
+    def _count(self, budget: Object) -> _Count:
+        """As pkg/controller/disruption of kubernetes/kubernetes does it, which rounds percentages up."""
+        namespace, spec = budget["metadata"]["namespace"], budget["spec"]
+        pods = [pod for pod in self.pods if pod.facts["namespace"] == namespace]
+        pods = [pod for pod in pods if _matches(spec.get("selector"), pod.facts["labels"])]
+        owners = Counter(pod.owner for pod in pods if not pod.released)
         known = {owner: self.controllers.get(owner) for owner in owners}
-        return sum(_wanted(item) if item else owners[owner] for owner, item in known.items())
-
-    def _required(self, budget: Object) -> int:
-        """How many have to be healthy. Source: pkg/controller/disruption of kubernetes/kubernetes; it rounds up."""
-        spec, expected = budget["spec"], self._expected(budget)
+        expected = sum(_wanted(item) if item else owners[owner] for owner, item in known.items())
         if "maxUnavailable" in spec:
-            return expected - _share(spec["maxUnavailable"], expected)
-        return _share(spec.get("minAvailable", 1), expected)
+            required = expected - _share(spec["maxUnavailable"], expected)
+        else:
+            required = _share(spec.get("minAvailable", 1), expected)
+        return _Count(sum(pod.facts["ready"] for pod in pods), expected, required)
 
     def _node_ready(self, pod: _Pod) -> bool:
         node = self.nodes.get(pod.facts["node"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Dict, List, NamedTuple, Set, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Set, Tuple
 
 from .kube import Api, ApiError
 from .mirror import Mirror
@@ -67,24 +67,16 @@ class Replacer:
         known = {each.uid for each in plan(self._objects.state(), self._wish)}
         while True:
             state = self._objects.state()
-            self._refuse_strays(state, known)
             self._unseen = [step for step in self._unseen if not shows(state, step)]
             waits = {pod: f"{pod} does not change" for pod in (step.replacement.pod for step in self._unseen)}
             if not self._unseen:
-                steps, waits = due(state, self._wish, self._touched)
+                planned, steps, waits = due(state, self._wish, self._touched)
+                _refuse_strays(pod for pod in planned if pod.uid not in known and pod.way != LEFT)
                 if not steps and not waits:
                     return
                 refusals = {step.replacement.pod: self._do(state, step) for step in steps}
                 waits.update((pod, refusal) for pod, refusal in refusals.items() if refusal)
             self._pause(state, waits)
-
-    def _refuse_strays(self, state: State, known: Set[str]) -> None:
-        for pod in plan(state, self._wish):
-            if pod.uid not in known and pod.way != LEFT:
-                raise NotReplaced(
-                    f"{pod.pod} came up on {pod.node} with an address outside of the networks: containerd there still"
-                    " uses another CNI. Nothing more was begun"
-                )
 
     def _do(self, state: State, step: Step) -> str:
         """What a budget has against it; "" where it was done, or waits for connections to end."""
@@ -119,6 +111,14 @@ class Replacer:
             _patch(self._api, each, with_labels(_item(state, each)))
         names = ", ".join(each.pod for each in back)
         raise NotReplaced(f"{why}. " + (f"Put back into service: {names}" if back else "Nothing more was begun"))
+
+
+def _refuse_strays(pods: Iterable[Replacement]) -> None:
+    for pod in pods:
+        raise NotReplaced(
+            f"{pod.pod} came up on {pod.node} with an address outside of the networks: containerd there still uses"
+            " another CNI. Nothing more was begun"
+        )
 
 
 def _act(api: Api, pod: Object, step: Step) -> str:

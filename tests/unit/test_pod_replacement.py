@@ -42,7 +42,7 @@ def replace(made: Cluster, wish: Wish = WISH, until: int = 100) -> list[str]:
     done: list[str] = []
     touched: set[str] = set()
     while len(done) < until:
-        steps, waits = due(made.state(), wish, touched)
+        _, steps, waits = due(made.state(), wish, touched)
         if not steps and not waits:
             break
         if not steps:
@@ -103,8 +103,7 @@ def test_of_a_daemonset_one_pod_goes_at_a_time_while_others_serve() -> None:
     made = served(cluster(daemonset={"name": "web"}))
     assert only(made).way == "release"
     first = replace(made, until=1)
-    steps, _ = due(made.state(), WISH)
-    assert {step.action for step in steps} == {"delete", "label"}
+    assert {step.action for step in due(made.state(), WISH).steps} == {"delete", "label"}
     assert first[0].endswith(" app")
     replace(made)
     assert len(made.ended) == 3
@@ -124,7 +123,7 @@ def test_nothing_goes_before_the_endpointslices_have_the_replacement() -> None:
     replace(made, until=1)
     old, new = made.objects["pods"].values()
     made.named("endpointslices", "default/web")["endpoints"].pop()
-    steps, waits = due(made.state(), WISH)
+    _, steps, waits = due(made.state(), WISH)
     assert steps == []
     name = f"default/{new['metadata']['name']}"
     assert list(waits.values()) == [f"{name} is not yet in the EndpointSlices of the Service default/web"]
@@ -138,7 +137,7 @@ def test_nothing_is_deleted_that_an_endpointslice_still_has() -> None:
     held = made.named("endpointslices", "default/web")["endpoints"]
     replace(made, until=1)
     made.named("endpointslices", "default/web")["endpoints"] = held
-    steps, waits = due(made.state(), WISH)
+    _, steps, waits = due(made.state(), WISH)
     assert steps == []
     assert "is still in an EndpointSlice" in next(iter(waits.values()))
 
@@ -331,7 +330,7 @@ def test_a_budget_that_is_spent_is_waited_for(spec: Any) -> None:
     new = list(made.objects["pods"].values())[-1]
     conditions = new["status"]["conditions"]
     new["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
-    steps, waits = due(made.state(), WISH)
+    _, steps, waits = due(made.state(), WISH)
     assert steps == []
     assert len(waits) == 1
     new["status"]["conditions"] = conditions

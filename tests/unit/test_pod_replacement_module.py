@@ -98,7 +98,7 @@ class Server:
                     with server.cluster.changed:
                         fresh = server.cluster.log[done:]
                         if not fresh:
-                            server.cluster.changed.wait()
+                            server.cluster.changed.wait(0.1)
                     for at, of, event in fresh:
                         if of == what and at > version:
                             self.chunk(event)
@@ -266,10 +266,10 @@ def test_a_mirror_follows(server: Server, tls: Path) -> None:
     assert pods.state() == {"pods": []}
     one = server.cluster.pod("one", {})
     pods.wait(10)
-    assert pods.state()["pods"] == [one]
+    assert pods.state() == {"pods": [one]}
     server.cluster.delete("default/one", one["metadata"]["uid"])
     pods.wait(10)
-    assert pods.state()["pods"] == []
+    assert pods.state() == {"pods": []}
 
 
 def test_a_mirror_whose_version_is_too_old_begins_again(server: Server, tls: Path) -> None:
@@ -286,10 +286,15 @@ def test_a_mirror_whose_version_is_too_old_begins_again(server: Server, tls: Pat
 def test_a_mirror_says_when_the_api_is_gone(server: Server, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "PAUSE", 0)
     pods = follow(server, tls)
-    pods.state()
     server.close()
+
+    def wait_for_ever() -> None:
+        while True:
+            pods.state()
+            pods.wait(10)
+
     with pytest.raises(ApiError, match="cannot be reached"):
-        pods.wait(10)
+        wait_for_ever()
 
 
 def test_a_mirror_of_what_the_api_lacks(server: Server, tls: Path) -> None:
