@@ -110,10 +110,11 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
             steps.append(Step(each, "delete"))
     free = wish.parallel - len(todo[UNDER_WAY])
     starts = [Step(each, "label", view.controller_labels(each)) for each in todo[SURGE]]
+    held = {}
     for each in _first_of_each_owner(todo[RELEASE]):
         wait = view.obstacle(each)
         if wait:
-            waits.setdefault(each.owner, wait)
+            held[each.owner] = wait
         else:
             starts.append(Step(each, "label", view.all_labels(each)))
     steps += starts[: max(free, 0)]
@@ -121,10 +122,10 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         each = todo[EVICT][0]
         wait = view.obstacle(each)
         if wait:
-            waits[each.owner or each.pod] = wait
+            waits[each.owner] = wait
         else:
             steps.append(Step(each, "evict"))
-    return Due(planned, steps, waits)
+    return Due(planned, steps, waits if steps else {**held, **waits})
 
 
 def without_labels(pod: Object, owner: str, labels: Iterable[str]) -> Object:

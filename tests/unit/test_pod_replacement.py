@@ -92,11 +92,43 @@ def test_a_single_replica_of_a_deployment_goes_on_until_another_serves() -> None
 
 def test_a_deployments_pods_go_several_at_once() -> None:
     made = served(cluster(deployment={"name": "web", "replicas": 4}))
+    assert len(due(made.state(), WISH._replace(parallel=3)).steps) == 3
     done = replace(made, WISH._replace(parallel=3))
     assert [step.split()[0] for step in done[:3]] == ["label"] * 3
     assert [step.split()[2] for step in done[:3]] == ["pod-template-hash"] * 3
     assert len(made.ended) == 4
     assert (made.lost, plan(made.state(), WISH)) == ([], [])
+
+
+def test_no_more_go_than_are_allowed_at_once() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 4}))
+    made.sick.add("ReplicaSet/web-5d9f")
+    with pytest.raises(Stuck):
+        replace(made, WISH._replace(parallel=3))
+    assert [each.way for each in plan(made.state(), WISH)] == ["under way"] * 3 + ["surge"]
+
+
+def test_a_replacement_that_is_not_made_yet_is_waited_for() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 2}))
+    (step, *_) = due(made.state(), WISH).steps
+    item = made.objects["pods"][step.replacement.uid]
+    made.patch(step.replacement.pod, without_labels(item, step.replacement.owner, step.labels))
+    _, steps, waits = due(made.state(), WISH._replace(parallel=1))
+    assert steps == []
+    assert waits == {"default/ReplicaSet/web-5d9f": "default/ReplicaSet/web-5d9f has 1 of its 2 pods"}
+
+
+def test_the_last_that_was_evicted_is_waited_for() -> None:
+    made = cluster(statefulset={"name": "db", "replicas": 1})
+    made.sick.add("StatefulSet/db")
+    with pytest.raises(Stuck, match="default/db-0 on n0 is not Ready"):
+        replace(made, WISH._replace(recreate=True))
+
+
+def test_without_a_service_the_templates_hash_alone_is_taken() -> None:
+    made = cluster(deployment={"name": "web", "replicas": 1})
+    (pod,) = (f"default/{name}" for name in ways(made))
+    assert replace(made) == [f"label {pod} pod-template-hash", f"delete {pod}"]
 
 
 def test_of_a_daemonset_one_pod_goes_at_a_time_while_others_serve() -> None:
@@ -338,6 +370,22 @@ def test_a_budget_that_is_spent_is_waited_for(spec: Any) -> None:
     assert plan(made.state(), WISH) == []
 
 
+def test_a_budget_that_an_ill_pod_spends_lets_the_ill_one_go_first() -> None:
+    made = served(cluster(daemonset={"name": "web"}, budget={"name": "some", "minAvailable": 2}))
+    ill = next(iter(made.objects["pods"].values()))
+    ready = ill["status"]["conditions"]
+    ill["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
+    assert [(step.action, step.replacement.uid) for step in due(made.state(), WISH).steps] == [
+        ("evict", ill["metadata"]["uid"])
+    ]
+    ill["spec"]["nodeName"] = "gone"
+    assert next(iter(due(made.state(), WISH).waits.values())).startswith(
+        "the PodDisruptionBudget default/some does not let default/web-"
+    )
+    ill["status"]["conditions"] = ready
+    assert due(made.state(), WISH).steps[0].action == "label"
+
+
 def test_a_pod_of_two_budgets_cannot_be_evicted() -> None:
     made = cluster(daemonset={"name": "web", **HOST_PORT})
     made.budget("one", minAvailable=1)
@@ -351,6 +399,7 @@ def test_services_that_stay_on_the_node_are_named() -> None:
     made = cluster(daemonset={"name": "web"})
     made.service("edge", {"app": "web"}, externalTrafficPolicy="Local")
     made.settle()
+    assert only(made).way == "release"
     assert only(made).why.startswith("default/edge sends what comes in at a node to its pods there alone")
 
 

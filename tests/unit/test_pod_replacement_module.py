@@ -184,6 +184,42 @@ def test_pods_are_replaced_and_then_there_is_nothing_to_do(replace: Run, cluster
     assert (again["changed"], again["replaced"], server.asked) == (False, [], [])
 
 
+class Clock:
+    """Stands still but while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, _: float) -> None:
+        self.now += 7
+
+
+def test_a_pod_goes_on_without_new_requests_before_it_is_deleted(
+    replace: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pod_replacement_apply, "time", clock)
+    taken, drained = {}, {}
+    patch, delete = cluster.patch, cluster.delete
+
+    def patched(name: str, content: Any) -> int:
+        taken[name] = clock.now
+        return patch(name, content)
+
+    def deleted(name: str, uid: str) -> int:
+        drained[name] = clock.now - taken[name]
+        return delete(name, uid)
+
+    monkeypatch.setattr(cluster, "patch", patched)
+    monkeypatch.setattr(cluster, "delete", deleted)
+    replace(drain_seconds=30, timeout=10**6)
+    assert len(drained) == 3
+    assert min(drained.values()) >= 30
+
+
 def test_check_mode_says_what_would_be_done(replace: Run, cluster: Cluster, server: Server) -> None:
     cluster.pod("bare", {})["status"]["podIP"] = "10.42.0.99"
     result = replace(_ansible_check_mode=True)
