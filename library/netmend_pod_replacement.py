@@ -17,7 +17,8 @@ description:
     that is not on its host's network and whose address is in none of O(cidrs).
   - C(surge), for pods of Deployments. The pod is taken out of its ReplicaSet, which makes another at once; when
     that one is Ready and in the EndpointSlices, the pod is taken out of its Services; when no EndpointSlice has it, it
-    goes on for O(drain_seconds), and is deleted. One replica is enough.
+    goes on for O(drain_seconds), and is deleted. One replica is enough. The two run side by side for a while, as in
+    the Deployment's own rolling update.
   - C(release), where controller and Services ask for the same labels, as with most DaemonSets. The pod is taken out of
     all at once, while at least one other Ready pod serves and its budgets allow it; one at a time for each controller.
   - C(evict), where two cannot run side by side; one at a time in the cluster, the next when its replacement is Ready.

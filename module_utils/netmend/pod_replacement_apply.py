@@ -101,8 +101,9 @@ class Replacer:
             if now > since + self._limits.wait:
                 self._stop(state, f"{waits[what]}, which was waited for {self._limits.wait:g} s")
         time.sleep(BURST)
-        drains = [since + self._limits.drain for since in self._drains.values()]
-        self._objects.wait(max(0, min([now + AGAIN, *drains]) - time.monotonic()))
+        now = time.monotonic()
+        ends = [since + self._limits.drain - now for since in self._drains.values()]
+        self._objects.wait(min([AGAIN, *(end for end in ends if end > 0)]))
 
     def _stop(self, state: State, why: str) -> None:
         """Gives their controllers back the pods whose replacements are not there."""
@@ -126,7 +127,7 @@ def _act(api: Api, pod: Object, step: Step) -> str:
     to = step.replacement
     if step.action == "label":
         return _patch(api, to, without_labels(pod, to.owner, step.labels))
-    options = {"preconditions": {"uid": to.uid}}
+    options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": to.uid}}
     if step.action == "delete":
         return _send(api, "DELETE", _path(to), options)
     metadata = {"namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"]}

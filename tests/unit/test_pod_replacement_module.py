@@ -33,7 +33,7 @@ class Server:
         self.cluster = cluster
         self.asked: list[str] = []
         self.watches: list[str] = []
-        self.too_old = False  # whether the next watch is told that its version is
+        self.too_old = ""  # how the next watch is told that its version is: "status", "event" or not at all
         self.open = True
         server = self
 
@@ -84,11 +84,14 @@ class Server:
                 self.wfile.write(body.encode())
 
             def stream(self, what: str, version: int) -> None:
+                too_old, server.too_old = server.too_old, ""
+                if too_old == "status":
+                    self.answer(410)
+                    return
                 self.send_response(200)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
-                if server.too_old:
-                    server.too_old = False
+                if too_old:
                     self.chunk({"type": "ERROR", "object": {"code": 410}})
                     return
                 bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
@@ -308,15 +311,16 @@ def test_a_mirror_follows(server: Server, tls: Path) -> None:
     assert pods.state() == {"pods": []}
 
 
-def test_a_mirror_whose_version_is_too_old_begins_again(server: Server, tls: Path) -> None:
+@pytest.mark.parametrize("told", ["status", "event"])
+def test_a_mirror_whose_version_is_too_old_begins_again(server: Server, tls: Path, told: str) -> None:
     server.cluster.pod("one", {})
-    server.too_old = True
+    server.too_old = told
     pods = follow(server, tls)
     pods.wait(10)
     server.cluster.pod("two", {})
     while len(pods.state()["pods"]) < 2:
         pods.wait(10)
-    assert not server.too_old
+    assert server.too_old == ""
 
 
 def test_a_mirror_says_when_the_api_is_gone(server: Server, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
