@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.netmend.pod_replacement import (
+    PATHS,
     RELEASED,
     Replacement,
     Step,
@@ -401,6 +404,24 @@ def test_services_that_stay_on_the_node_are_named() -> None:
     made.settle()
     assert only(made).way == "release"
     assert only(made).why.startswith("default/edge sends what comes in at a node to its pods there alone")
+
+
+@pytest.mark.parametrize(
+    ("captured", "cidr", "way"),
+    [
+        ("flannel", "10.42.128.0/17", ["release"] * 3),
+        ("swapped-clean", "10.42.128.0/17", []),
+        ("swapped-clean", "10.42.0.0/17", ["release"] * 3),
+    ],
+)
+def test_captured_clusters(fixtures: Path, captured: str, cidr: str, way: list[str]) -> None:
+    state: dict[str, list[Object]] = {}
+    for what in PATHS:
+        file = fixtures / "k3s-1.36.3" / captured / "server0" / f"k8s-{what}.json"
+        state[what] = json.loads(file.read_text())["items"] if file.exists() else []
+    wish = Wish(networks([cidr]))
+    assert [each.way for each in plan(state, wish)] == way
+    assert [(step.action, step.labels) for step in due(state, wish).steps] == [("label", ("app",))] * bool(way)
 
 
 def test_no_more_labels_are_taken_than_selectors_need() -> None:
