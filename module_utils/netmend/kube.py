@@ -25,6 +25,7 @@ K3S_SERVER = "https://127.0.0.1:6443"
 DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
+_JSON = "application/json"
 CALICO = "/apis/crd.projectcalico.org/v1"
 
 Network = ipaddress.IPv4Network
@@ -105,10 +106,13 @@ class Api:
         """Status and body. ApiError where there is no answer, or none for us (401, 403)."""
         return self.send("GET", path)
 
-    def send(self, method: str, path: str, content: Optional[Mapping[str, Any]] = None) -> Tuple[int, str]:
-        """The same for any method, with an object as content; of PATCH it is a merge patch."""
+    def send(
+        self, method: str, path: str, content: Optional[Mapping[str, Any]] = None, content_type: str = _JSON
+    ) -> Tuple[int, str]:
+        """The same for any method, with an object as content."""
+        headers = {**self._headers, "Content-Type": content_type} if content else self._headers
         try:
-            status, body = self._answer(method, path, content)
+            status, body = self._answer(method, path, json.dumps(content) if content else None, headers)
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(self._explain(error)) from error
         if status in (401, 403):
@@ -143,48 +147,52 @@ class Api:
             if not more:
                 return found, metadata.get("resourceVersion", "")
 
-    def watch(self, path: str, version: str, seconds: int) -> Iterator[Dict[str, Any]]:
-        """Changes of a list after that resourceVersion, as they come: {"type": "MODIFIED", "object": {...}}.
+    def watch(self, path: str, seconds: int, version: str = "") -> Iterator[Dict[str, Any]]:
+        """Events of a list, {"type", "object"}: first one for each object that is there, then what happens to them.
 
-        Ends after so many seconds, or with an ERROR where the version is too old. ApiError where the API is gone.
+        With a resourceVersion only what happened since then, and bookmarks of type BOOKMARK; or one of type ERROR
+        where that is too long ago. Ends after ``seconds``. ApiError where the API does not answer.
         """
-        query = f"watch=true&allowWatchBookmarks=true&resourceVersion={quote(version)}&timeoutSeconds={seconds}"
-        connection = self._connect(seconds + self.timeout)
+        since = f"&allowWatchBookmarks=true&resourceVersion={quote(version)}" if version else ""
+        connection = self._connection(timeout=seconds + self.timeout)
         try:
-            connection.request("GET", f"{self._url.path}{path}?{query}", headers=self._headers)
+            url = f"{self._url.path}{path}?watch=1&timeoutSeconds={seconds}{since}"
+            connection.request("GET", url, None, self._headers)
             response = connection.getresponse()
-            if response.status == 410:
+            if version and response.status == 410:
                 yield {"type": "ERROR", "object": {"code": 410}}
-            elif response.status != 200:
+                return
+            if response.status != 200:
                 raise ApiError(f"{self.server} answers {path} with {response.status}: {response.read()[:200].decode()}")
-            else:
-                for line in response:
-                    yield json.loads(line)
+            for line in response:
+                yield json.loads(line)
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(self._explain(error)) from error
         finally:
             connection.close()
 
-    def _answer(self, method: str, path: str, content: Optional[Mapping[str, Any]]) -> Tuple[int, str]:
+    def _answer(self, method: str, path: str, text: Optional[str], headers: Mapping[str, str]) -> Tuple[int, str]:
         connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
         if connection:
             try:
-                return self._ask(connection, method, path, content)
+                return self._ask(connection, method, path, text, headers)
             except (ConnectionError, http.client.HTTPException):
                 connection.close()  # the server may close an idle connection at any time
-        connection = self._local.connection = self._connect(self.timeout)
-        return self._ask(connection, method, path, content)
+        connection = self._local.connection = self._connection(self.timeout)
+        return self._ask(connection, method, path, text, headers)
 
-    def _connect(self, timeout: float) -> http.client.HTTPSConnection:
-        host, port = self._url.hostname or "", self._url.port or 443
-        return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
+    def _connection(self, timeout: float) -> http.client.HTTPSConnection:
+        port = self._url.port or 443
+        return http.client.HTTPSConnection(self._url.hostname or "", port, timeout=timeout, context=self._tls)
 
     def _ask(
-        self, connection: http.client.HTTPSConnection, method: str, path: str, content: Optional[Mapping[str, Any]]
+        self,
+        connection: http.client.HTTPSConnection,
+        method: str,
+        path: str,
+        text: Optional[str],
+        headers: Mapping[str, str],
     ) -> Tuple[int, str]:
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {**self._headers, "Content-Type": kind} if content else self._headers
-        text = json.dumps(content) if content else None
         connection.request(method, self._url.path + path, text, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()

@@ -63,7 +63,7 @@ class Mirror:
     def _watch(self, what: str, path: str, version: str) -> str:
         """The resourceVersion from which to go on; "" where only a new list helps."""
         try:
-            for event in self._api.watch(path, version, WATCH):
+            for event in self._api.watch(path, WATCH, version):
                 if event["type"] == "ERROR":
                     return ""
                 version = event["object"]["metadata"]["resourceVersion"]

@@ -26,6 +26,7 @@ from .pod_replacement import (
     without_labels,
 )
 
+MERGE_PATCH = "application/merge-patch+json"
 GONE = (404, 409)  # it ended meanwhile, or a namesake took its place: the next state says so
 REFUSED = 429  # by a PodDisruptionBudget
 BURST = 0.2  # seconds: one change brings others
@@ -136,11 +137,11 @@ def _act(api: Api, pod: Object, step: Step) -> str:
 
 
 def _patch(api: Api, to: Replacement, content: Object) -> str:
-    return _send(api, "PATCH", _path(to), content)
+    return _send(api, "PATCH", _path(to), content, MERGE_PATCH)
 
 
-def _send(api: Api, method: str, path: str, content: Object) -> str:
-    status, body = api.send(method, path, content)
+def _send(api: Api, method: str, path: str, content: Object, content_type: str = "application/json") -> str:
+    status, body = api.send(method, path, content, content_type)
     if status == REFUSED:
         return f"the API refuses {method} {path}: {json.loads(body).get('message', body[:200])}"
     if status not in (200, 201, 202, *GONE):
