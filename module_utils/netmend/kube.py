@@ -124,6 +124,11 @@ class Api:
 
     def items(self, path: str) -> Optional[List[Dict[str, Any]]]:
         """All objects of a list, page by page; None where the API knows no such resource."""
+        listed = self.listed(path)
+        return listed and listed[0]
+
+    def listed(self, path: str) -> Optional[Tuple[List[Dict[str, Any]], str]]:
+        """The same with the list's resourceVersion, from which watch() goes on."""
         found: List[Dict[str, Any]] = []
         more = ""
         while True:
@@ -137,19 +142,26 @@ class Api:
                 raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
             answer = json.loads(body)
             found += answer["items"] or []
-            more = answer.get("metadata", {}).get("continue", "")
+            metadata = answer.get("metadata", {})
+            more = metadata.get("continue", "")
             if not more:
-                return found
+                return found, metadata.get("resourceVersion", "")
 
-    def watch(self, path: str, seconds: int) -> Iterator[Dict[str, Any]]:
+    def watch(self, path: str, seconds: int, version: str = "") -> Iterator[Dict[str, Any]]:
         """Events of a list, {"type", "object"}: first one for each object that is there, then what happens to them.
 
-        Ends after ``seconds``. ApiError where the API does not answer.
+        With a resourceVersion only what happened since then, and bookmarks of type BOOKMARK; or one of type ERROR
+        where that is too long ago. Ends after ``seconds``. ApiError where the API does not answer.
         """
+        since = f"&allowWatchBookmarks=true&resourceVersion={quote(version)}" if version else ""
         connection = self._connection(timeout=seconds + self.timeout)
         try:
-            connection.request("GET", f"{self._url.path}{path}?watch=1&timeoutSeconds={seconds}", None, self._headers)
+            url = f"{self._url.path}{path}?watch=1&timeoutSeconds={seconds}{since}"
+            connection.request("GET", url, None, self._headers)
             response = connection.getresponse()
+            if version and response.status == 410:
+                yield {"type": "ERROR", "object": {"code": 410}}
+                return
             if response.status != 200:
                 raise ApiError(f"{self.server} answers {path} with {response.status}: {response.read()[:200].decode()}")
             for line in response:

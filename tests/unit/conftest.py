@@ -1,4 +1,4 @@
-"""Network namespaces for tests that need real iptables."""
+"""Network namespaces for tests that need real iptables, certificates for those that need an API server."""
 
 from __future__ import annotations
 
@@ -42,6 +42,29 @@ def namespace() -> Iterator[Namespace]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     yield Namespace(name)
     subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, K3s's way: server-ca.crt, client-admin.crt and .key, and certificates for the server."""
+    place = tmp_path_factory.mktemp("tls")
+
+    def openssl(*argv: str) -> None:
+        subprocess.run(["openssl", *argv], cwd=place, check=True, capture_output=True, timeout=60)
+
+    def certificate(name: str, days: str = "2") -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        openssl("req", *key, "-subj", f"/CN={name}", "-out", f"{name}.csr")
+        (place / "san").write_text("subjectAltName=IP:127.0.0.1")
+        authority = ("-CA", "server-ca.crt", "-CAkey", "server-ca.key", "-CAcreateserial", "-extfile", "san")
+        openssl("x509", "-req", "-in", f"{name}.csr", *authority, "-days", days, "-out", f"{name}.crt")
+
+    ca = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "server-ca.key")
+    openssl("req", "-x509", *ca, "-subj", "/CN=k3s-server-ca", "-days", "2", "-out", "server-ca.crt")
+    certificate("client-admin")
+    certificate("server")
+    certificate("expired", days="-1")
+    return place
 
 
 @pytest.fixture

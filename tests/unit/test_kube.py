@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,29 +32,6 @@ LISTS = {
 BUDGETS = "/apis/policy/v1/poddisruptionbudgets"
 EMPTY = ("/apis/networking.k8s.io/v1/ingresses", "/apis/networking.k8s.io/v1/ingressclasses", BUDGETS)
 TOKEN = "Bearer t0psecret"
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, K3s's way: server-ca.crt, client-admin.crt and .key, and certificates for the server."""
-    place = tmp_path_factory.mktemp("tls")
-
-    def openssl(*argv: str) -> None:
-        subprocess.run(["openssl", *argv], cwd=place, check=True, capture_output=True, timeout=60)
-
-    def certificate(name: str, days: str = "2") -> None:
-        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
-        openssl("req", *key, "-subj", f"/CN={name}", "-out", f"{name}.csr")
-        (place / "san").write_text("subjectAltName=IP:127.0.0.1")
-        authority = ("-CA", "server-ca.crt", "-CAkey", "server-ca.key", "-CAcreateserial", "-extfile", "san")
-        openssl("x509", "-req", "-in", f"{name}.csr", *authority, "-days", days, "-out", f"{name}.crt")
-
-    ca = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "server-ca.key")
-    openssl("req", "-x509", *ca, "-subj", "/CN=k3s-server-ca", "-days", "2", "-out", "server-ca.crt")
-    certificate("client-admin")
-    certificate("server")
-    certificate("expired", days="-1")
-    return place
 
 
 class Cluster:

@@ -184,6 +184,12 @@ def ready_since(item: Object, when: float) -> bool:
     return ready.get("status") == "True" and seconds >= int(when)
 
 
+def controller(meta: Object) -> str:
+    """ "ReplicaSet/web-5d9f" for what controls the object of that metadata; "" for none."""
+    owner = next((entry for entry in meta.get("ownerReferences", []) if entry.get("controller")), None)
+    return f"{owner['kind']}/{owner['name']}" if owner else ""
+
+
 def _service(item: Object, endpoints: Dict[Any, List[Dict[str, Any]]]) -> Service:
     meta, spec = item["metadata"], item["spec"]
     return Service(
@@ -262,13 +268,12 @@ def _waiting(status: Object) -> str:
 
 def _owner(meta: Object) -> str:
     """A pod of a Deployment belongs to a ReplicaSet that carries the Deployment's name and the template's hash."""
-    owner = next((entry for entry in meta.get("ownerReferences", []) if entry.get("controller")), None)
-    if not owner:
-        return ""
+    owner = controller(meta)
+    kind, _, name = owner.partition("/")
     ending = f"-{meta.get('labels', {}).get('pod-template-hash', '')}"
-    if owner["kind"] == "ReplicaSet" and len(ending) > 1 and owner["name"].endswith(ending):
-        return f"Deployment/{owner['name'][: -len(ending)]}"
-    return f"{owner['kind']}/{owner['name']}"
+    if kind == "ReplicaSet" and len(ending) > 1 and name.endswith(ending):
+        return f"Deployment/{name[: -len(ending)]}"
+    return owner
 
 
 def _ports(spec: Object) -> List[Dict[str, Any]]:
