@@ -130,9 +130,9 @@ def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
 
 
 def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts, the hosts' variables and a gates.Wanted -> what stands against a swap of Flannel for Calico, and what it does.
+    """Facts, the hosts' variables and a gates.Wanted -> what stands against a swap, or what it does next.
 
-    ``commands`` take away, by node, what is left of Flannel there; ``steps`` are nodes to be flipped at once.
+    ``steps`` are nodes to be flipped at once; ``commands`` take away what is left of Flannel, by node.
     """
     nodes, cluster = _plain(facts["nodes"]), _plain(facts["cluster"])
     underlay = _underlay(list(hosts), [node["name"] for node in cluster["nodes"]])
@@ -151,7 +151,7 @@ def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, An
         "steps": order.flip(standing, cluster, want.batch, want.canary),
         "drop_ins": {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()},
         "commands": order.clean(standing),
-        "annotations": order.annotations(standing),
+        "annotations": order.old_annotations(standing),
     }
 
 

@@ -5,7 +5,7 @@ Planned from where the swap stands, so that one that was interrupted goes on, an
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, TypedDict
+from typing import Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
 from .state import DROP_IN, WANTED, NodeState, State, is_canary, is_set
@@ -100,7 +100,7 @@ def clean(state: State) -> Dict[str, List[Command]]:
     return {name: plan for name, plan in plans.items() if plan}
 
 
-def annotations(state: State) -> List[str]:
+def old_annotations(state: State) -> List[str]:
     """The names of Flannel's annotations that Nodes still have, once they may be taken away."""
     if state["phase"] != "leftovers":
         return []

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.netmend.parse.iptables import parse_save
 from ansible.module_utils.netmend.parse.k3s import parse_config
-from ansible.module_utils.netmend.swap.order import annotations, canary, clean, drop_in, flip, mtu
+from ansible.module_utils.netmend.swap.order import canary, clean, drop_in, flip, mtu, old_annotations
 from ansible.module_utils.netmend.swap.state import WANTED, read
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
@@ -144,13 +144,13 @@ def test_what_is_cleaned_on_a_node(leftovers: Captured) -> None:
 @pytest.mark.parametrize("state", ["flannel", "both-overlays"])
 def test_nothing_is_cleaned_that_is_in_use(captured: Callable[[str], Captured], state: str) -> None:
     found = read(captured(state).nodes, captured(state).cluster)
-    assert (clean(found), annotations(found)) == ({}, [])
+    assert (clean(found), old_annotations(found)) == ({}, [])
 
 
 def test_one_pod_of_before_keeps_flannel_on_every_node(leftovers: Captured) -> None:
     leftovers.cluster["pods"][0]["ip"] = "10.42.1.7"
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (clean(found), annotations(found)) == ({}, [])
+    assert (clean(found), old_annotations(found)) == ({}, [])
 
 
 def test_a_bridge_that_something_hangs_on_is_kept(leftovers: Captured) -> None:
@@ -191,14 +191,14 @@ def test_of_what_is_cleaned_nothing_is_planned_again(leftovers: Captured) -> Non
     for name, commands in clean(found).items():
         for command in commands:
             carry_out(leftovers.nodes[name], command)
-    names = annotations(found)
+    names = old_annotations(found)
     assert names
     assert all(name.startswith("flannel.alpha.coreos.com/") for name in names)
     for member in leftovers.cluster["nodes"]:
         member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in names}
         assert "projectcalico.org/IPv4Address" in member["annotations"]
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (found["phase"], clean(found), annotations(found)) == ("done", {}, [])
+    assert (found["phase"], clean(found), old_annotations(found)) == ("done", {}, [])
 
 
 def carry_out(facts: Any, command: Any) -> None:
