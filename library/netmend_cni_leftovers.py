@@ -71,7 +71,7 @@ def main():
         if status:
             done = commands.index(command)
             module.fail_json(
-                msg=f"`{' '.join(command['argv'])}` failed: {error.strip()}. {done} of {len(commands)} commands had run.",
+                msg=f"`{' '.join(command['argv'])}` failed: {error.strip()}. {done} of {len(commands)} had run before.",
                 commands=said[:done],
                 changed=done > 0,
             )
