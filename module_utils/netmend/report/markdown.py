@@ -8,7 +8,7 @@ from typing import List, Optional
 from ..overlays import passing
 from . import Judgement, Named, Report
 from .changes import gathered
-from .matrix import named, sentences
+from .matrix import losses, named, sentences
 from .text import remedy, sampled
 
 PLACES = 12  # of a finding
@@ -27,6 +27,8 @@ def render(report: Report) -> str:
     if report["before"]:
         parts += _findings("Findings before", report["before"]["findings"])
     parts += _matrix(report["now"], report["before"])
+    lost = losses(report["now"]["matrix"])
+    parts += ["## Lost now and then", "\n".join(f"- {_escaped(path)}" for path in lost)] if lost else []
     if report["now"]["overlays"]:
         found = passing(report["now"]["overlays"]) or ["None."]
         parts += ["## Overlays that can pass between all nodes", "\n".join(f"- {_escaped(each)}" for each in found)]
