@@ -26,7 +26,7 @@ for _fault in (ENDPOINT_FAILS, FAILS_AT_TIMES):
 WORDS = {"endpoint": "at {}", "from": "from {}", "node": "from or to {}", "pair": "from {}", "to": "to {}"}
 # What would speak against a label, where another one fits as well.
 TELLS = {
-    "endpoint": "another pod on its node, asked by its own address",
+    "endpoint": "another pod on that node, asked by its own address",
     "from": "another pod of that node as the source",
     "node": "that node asked from others, and others from there",
     "pair": "others asked from the first, and the second from others",
@@ -166,8 +166,8 @@ def _spread(samples: List[Sample]) -> str:
             if kind == "endpoint":
                 by_end[name] = total([by_end.get(name, Tally(0, 0)), sample.tally])
     failing = sum(tally.failed > 0 for tally in by_end.values())
-    over = f" Of {len(by_end)} endpoints {failing} failed at times." if by_end else ""
-    return f"They keep to no node, pair of nodes or endpoint more than chance does.{over}"
+    over = f" Of {len(by_end)} endpoints {failing} failed at times." if failing else ""
+    return f"They keep to no node, pair of nodes or endpoint, as far as these are known, more than chance does.{over}"
 
 
 # --- ports, and the share of a Service's endpoints ---

@@ -100,7 +100,7 @@ def test_loss_everywhere_keeps_to_nothing_and_has_its_interval(flannel):
     assert finding["fault"] == "fails-at-times"
     assert finding["where"] == ["agent0, agent1, server0"]
     assert "% with 95 % confidence) attempts of " in finding["evidence"][0]
-    assert finding["evidence"][1].startswith("They keep to no node, pair of nodes or endpoint more than chance does.")
+    assert finding["evidence"][1].startswith("They keep to no node, pair of nodes or endpoint, as far as ")
     assert finding["remedy"]["role"] == ""
 
 
@@ -150,7 +150,7 @@ def test_the_endpoint_and_its_node_are_both_named_where_nothing_tells_them_apart
     finding = only(flannel)
     assert finding["fault"] == "endpoint-fails"
     assert "to agent1" in finding["evidence"][1]
-    assert "another pod on its node, asked by its own address" in finding["evidence"][1]
+    assert "another pod on that node, asked by its own address" in finding["evidence"][1]
     assert finding["confidence"] < 0.9
 
 

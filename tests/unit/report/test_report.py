@@ -24,6 +24,7 @@ def matrix(*outcomes: str) -> Any:
         "total": len(outcomes),
         "checks": [check for _ in outcomes],
         "sources": {"a": {"pod": "", "seen": list(map(distinct.index, outcomes)), "rtt_ms": [None] * len(outcomes)}},
+        "losses": [],
     }
     seen = [{"outcome": outcome, "detail": "", "met": outcome == "ok"} for outcome in distinct]
     return {"ok": row["ok"], "total": row["total"], "outcomes": seen, "rows": {"pod-pod": row}}
