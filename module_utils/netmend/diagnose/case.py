@@ -168,6 +168,10 @@ class Case:
     def internal_ip(self, node: str) -> str:
         return self.members[node]["internal_ip"] if node in self.members else ""
 
+    def pod_at(self, address: str) -> Optional[Pod]:
+        """The pod with an address of its own; None for a host's."""
+        return self._pods_by_ip.get(address)
+
     def pods_on(self, node: str) -> List[Pod]:
         return [pod for pod in self._pods_by_ip.values() if pod["node"] == node]
 

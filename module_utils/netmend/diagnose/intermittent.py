@@ -41,12 +41,13 @@ def endpoint_fails(case: Case, paths: Paths, explained: FrozenSet[str]) -> Itera
     """
     left = [probe for probe in case.failed if probe["id"] not in explained]
     for service, asked in _by_service(case, left).items():
-        ends = {end.address: end for probe in asked for end in case.endpoints(probe)}
-        concerned = asked + [probe for probe in left if probe.get("address") in ends]
-        keeps = leads(_samples(case, paths, concerned))
-        if not keeps or keeps[0].label[0] != "endpoint":
+        ends = {_named(case, end): end for probe in asked for end in case.endpoints(probe)}
+        addresses = {end.address for end in ends.values()}
+        direct = [probe for probe in left if probe.get("address") in addresses]
+        keeps = leads(_samples(case, paths, asked + direct))
+        if not keeps or keeps[0].label[0] != "endpoint" or keeps[0].label[1] not in ends:
             continue
-        end = next(end for end in ends.values() if _named(case, end) == keeps[0].label[1])
+        end = ends[keeps[0].label[1]]
         yield Suspicion(
             where=service,
             evidence=[
@@ -60,7 +61,7 @@ def endpoint_fails(case: Case, paths: Paths, explained: FrozenSet[str]) -> Itera
                 text=f"See what is wrong with {keeps[0].label[1]}; a pod that is recreated has another address.",
             ),
             confidence=0.9 if len(keeps) == 1 else 0.6,
-            explains=ids(probe for probe in concerned if probe in asked or probe.get("address") == end.address),
+            explains=ids(asked) | ids(probe for probe in direct if probe["address"] == end.address),
             ruled_out=["All endpoints failing now and then: the failures would be spread over them."],
         )
 
@@ -110,11 +111,12 @@ def _samples(case: Case, paths: Paths, failing: List[Probe]) -> List[Sample]:
 
     Only of probes that end as these do, at pods or at hosts: what passes between hosts says nothing of pods.
     """
+    wanted = ids(failing)
     kinds = {end.pod for probe in failing for end in case.endpoints(probe)}
     samples = []
     for probe in case.run["probes"]:
         ends = {flow.end.address: flow for flow in paths.flows(probe)}
-        if not (probe in failing or case.met(probe)) or not kinds & {flow.end.pod for flow in ends.values()}:
+        if not (probe["id"] in wanted or case.met(probe)) or not kinds & {flow.end.pod for flow in ends.values()}:
             continue
         rest = case.attempts(probe)
         for address, tally in case.led(probe).items():
@@ -138,7 +140,8 @@ def _labels(case: Case, probe: Probe, end: Optional[Endpoint]) -> FrozenSet[Labe
 
 def _named(case: Case, end: Endpoint) -> str:
     """ "kube-system/coredns-1 (10.42.0.200)": that it is a resolver is in the name."""
-    return next((f"{name} ({pod['ip']})" for name, pod in case.pods.items() if pod["ip"] == end.address), end.address)
+    pod = case.pod_at(end.address)
+    return f"{pod['namespace']}/{pod['name']} ({end.address})" if pod else end.address
 
 
 def _kept(lead: Lead) -> str:

@@ -147,10 +147,11 @@ def schema() -> Draft202012Validator:
     [
         sample.healthy(3),
         sample.mended(8),
+        sample.lossy(5),
         sample.sick(13, sample.overlay_to("k3s-worker-004"), [sample.finding(["k3s-worker-004"], command="ufw allow")]),
         said(SICK, None, [CHANGE], check_mode=True),
     ],
-    ids=["healthy", "mended", "sick", "check mode"],
+    ids=["healthy", "mended", "lossy", "sick", "check mode"],
 )
 def test_reports_are_as_the_schema_says(schema: Draft202012Validator, whole: Any) -> None:
     schema.validate(json.loads(json.dumps(whole)))
