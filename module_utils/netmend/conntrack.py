@@ -32,6 +32,8 @@ class Connection(NamedTuple):
 
 def endpoints(connections: Sequence[Connection]) -> List[str]:
     """The address that each connection was led to; "" where it was led nowhere else, or this is not known."""
+    if not connections:
+        return []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
             sock.settimeout(1.0)  # the kernel answers at once
