@@ -167,6 +167,12 @@ EXAMPLES = r"""
     that: from_the_pod.met
     fail_msg: "{{ from_the_pod.unmet | join('; ') }}"
 
+- name: Count how many of twenty connections to the database fail
+  netmend_connectivity:
+    rounds: 20
+    targets:
+      - {address: 10.0.0.10, port: 5432}
+
 - name: Prove that etcd cannot be reached from here
   netmend_connectivity:
     expect: blocked

@@ -6,6 +6,7 @@ An attempt fails or it does not, so that counts are binomial. Nothing here knows
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Dict, FrozenSet, Iterable, List, NamedTuple, Sequence, Tuple
 
 Label = Tuple[str, str]  # kind and name: ("from", "agent0"), ("endpoint", "10.42.1.5")
@@ -23,6 +24,12 @@ class Tally(NamedTuple):
     @property
     def rate(self) -> float:
         return self.failed / self.attempts if self.attempts else 0.0
+
+    def plus(self, other: Tally) -> Tally:
+        return Tally(self.attempts + other.attempts, self.failed + other.failed)
+
+    def without(self, other: Tally) -> Tally:
+        return Tally(self.attempts - other.attempts, self.failed - other.failed)
 
     def __str__(self) -> str:
         return f"{self.failed} of {self.attempts}"
@@ -46,8 +53,7 @@ class Lead(NamedTuple):
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    counted = list(tallies)
-    return Tally(sum(each.attempts for each in counted), sum(each.failed for each in counted))
+    return reduce(Tally.plus, tallies, Tally(0, 0))
 
 
 def wilson(tally: Tally) -> Tuple[float, float]:
@@ -73,7 +79,7 @@ def chance(inside: Tally, outside: Tally) -> float:
 
     R. A. Fisher's exact test, one-sided (J. Royal Stat. Soc. 85 (1922), 87-94): no approximation that needs many.
     """
-    attempts, failed = total([inside, outside])
+    attempts, failed = inside.plus(outside)
     most = min(inside.attempts, failed)
     ways = _choose(attempts, failed)
     return min(
@@ -96,10 +102,10 @@ def leads(samples: Sequence[Sample]) -> List[Lead]:
     inside: Dict[Label, Tally] = {}
     for sample in samples:
         for label in sample.labels:
-            inside[label] = total([inside.get(label, Tally(0, 0)), sample.tally])
+            inside[label] = inside[label].plus(sample.tally) if label in inside else sample.tally
     found = []
     for label, tally in inside.items():
-        outside = Tally(everything.attempts - tally.attempts, everything.failed - tally.failed)
+        outside = everything.without(tally)
         if tally.rate > outside.rate and outside.attempts:
             likelihood = _likelihood(tally) + _likelihood(outside)
             found.append(Lead(label, tally, outside, min(1.0, len(inside) * chance(tally, outside)), likelihood))

@@ -13,7 +13,7 @@ from typing import Dict, FrozenSet, Iterator, List, Optional, Tuple
 
 from ..loss import BY_CHANCE, Label, Lead, Sample, Tally, chance, interval, leads, total, wilson
 from ..model import Probe, Remedy
-from . import overlay
+from . import cluster, overlay
 from .case import Case, Endpoint, ids
 from .path import Paths
 from .registry import FABRIC, FAULTS, WORKLOAD, Fault, Suspicion
@@ -83,8 +83,9 @@ def fails_at_times(case: Case, paths: Paths, explained: FrozenSet[str]) -> Itera
             *([_kept(keeps[0])] if keeps else [_spread(samples)]),
             *_rivals(keeps),
             *_same_ports(case, lossy),
-            *_shares(case, lossy),
+            *cluster.clues(case, paths, lossy),
             *islice(overlay.clues(case, paths, lossy), 1),  # others resemble it
+            *_shares(case, lossy),
         ],
         remedy=Remedy(
             role="", nodes=[], text="Nothing is changed for these; with netmend_rounds=20 the figures are surer."
@@ -122,7 +123,7 @@ def _samples(case: Case, paths: Paths, failing: List[Probe]) -> List[Sample]:
         for address, tally in case.led(probe).items():
             if address in ends:
                 samples.append(Sample(_labels(case, probe, ends[address].end), tally))
-                rest = Tally(rest.attempts - tally.attempts, rest.failed - tally.failed)
+                rest = rest.without(tally)
         only = next(iter(ends.values())).end if len(ends) == 1 else None
         samples.append(Sample(_labels(case, probe, only), rest))
     return samples
@@ -167,7 +168,7 @@ def _spread(samples: List[Sample]) -> str:
     for sample in samples:
         for kind, name in sample.labels:
             if kind == "endpoint":
-                by_end[name] = total([by_end.get(name, Tally(0, 0)), sample.tally])
+                by_end[name] = by_end.get(name, Tally(0, 0)).plus(sample.tally)
     failing = sum(tally.failed > 0 for tally in by_end.values())
     over = f" Of {len(by_end)} endpoints {failing} failed at times." if failing else ""
     return f"They keep to no node, pair of nodes or endpoint, as far as these are known, more than chance does.{over}"
@@ -198,8 +199,7 @@ def _again(case: Case, probes: List[Probe]) -> Tuple[Tally, Tally]:
     """The attempts that were made from a port that had failed, and all others."""
     tallies = [tally for probe in probes for tally in case.ports(probe).values() if tally.attempts > 1]
     again = Tally(sum(each.attempts - 1 for each in tallies), sum(each.failed - 1 for each in tallies))
-    everything = total(map(case.attempts, probes))
-    return again, Tally(everything.attempts - again.attempts, everything.failed - again.failed)
+    return again, total(map(case.attempts, probes)).without(again)
 
 
 def _shares(case: Case, lossy: List[Probe]) -> Iterator[str]:

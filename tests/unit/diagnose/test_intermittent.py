@@ -104,6 +104,22 @@ def test_loss_everywhere_keeps_to_nothing_and_has_its_interval(flannel):
     assert finding["remedy"]["role"] == ""
 
 
+def test_a_rule_that_drops_at_random_is_among_the_evidence(flannel):
+    """Rules of random choice are not understood, and so stop nothing for certain; their counters say that they do."""
+    flannel.insert("agent1", "INPUT", "-p udp -m udp --dport 8472 -m statistic --mode random --probability 0.3 -j DROP")
+    lost = flannel.crosses("agent1")
+    sample(flannel, lambda probe: 0.3 * lost(probe))
+    finding = only(flannel)
+    assert finding["fault"] == "fails-at-times"
+    assert "--probability 0.3 -j DROP" in " ".join(finding["evidence"])
+
+
+def test_a_counter_that_rose_is_among_the_evidence(flannel):
+    flannel.lose("agent1", "conntrack.insert_failed", 12)
+    sample(flannel, lambda probe: 0.3 * flannel.crosses("agent1")(probe))
+    assert "agent1: the kernel's counter conntrack.insert_failed rose by 12" in " ".join(only(flannel)["evidence"])
+
+
 def test_a_resolver_is_named(flannel):
     flannel.with_dns()
     at_coredns = "kube-system/coredns-1"
