@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from .. import plan
+from ..loss import Tally
 from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
@@ -64,6 +65,29 @@ class Case:
     def outcome(self, probe: Probe) -> str:
         observation = self.observations.get(probe["id"])
         return observation["outcome"] if observation else MISSING
+
+    def attempts(self, probe: Probe) -> Tally:
+        seen = self.observations.get(probe["id"], Observation())
+        return Tally(seen.get("attempts", 1), seen.get("failed", int(not self.met(probe))))
+
+    def comes_and_goes(self, probe: Probe) -> bool:
+        """Whether the probe failed, though some of its attempts passed."""
+        tally = self.attempts(probe)
+        return not self.met(probe) and tally.failed < tally.attempts
+
+    def dropped(self, probe: Probe) -> bool:
+        """Whether nothing came back, whenever it was asked."""
+        return self.outcome(probe) in DROPPED and not self.comes_and_goes(probe)
+
+    def led(self, probe: Probe) -> Dict[str, Tally]:
+        """The endpoints that a Service's address led to, as far as connection tracking told."""
+        seen = self.observations.get(probe["id"], Observation())
+        return {address: Tally(*tally) for address, tally in seen.get("endpoints", {}).items()}
+
+    def ports(self, probe: Probe) -> Dict[str, Tally]:
+        """The local ports from which attempts failed."""
+        seen = self.observations.get(probe["id"], Observation())
+        return {port: Tally(*tally) for port, tally in seen.get("ports", {}).items()}
 
     def passed(self, probe: Probe) -> int:
         """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
@@ -143,6 +167,10 @@ class Case:
 
     def internal_ip(self, node: str) -> str:
         return self.members[node]["internal_ip"] if node in self.members else ""
+
+    def pod_at(self, address: str) -> Optional[Pod]:
+        """The pod with an address of its own; None for a host's."""
+        return self._pods_by_ip.get(address)
 
     def pods_on(self, node: str) -> List[Pod]:
         return [pod for pod in self._pods_by_ip.values() if pod["node"] == node]
