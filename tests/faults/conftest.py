@@ -1,4 +1,4 @@
-"""How many faults are put in, and how much is done to what was mended."""
+"""How many faults are put in, how much is done to what was mended, and the table of what came of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import pytest
 
 from lab import spec
 
+from . import table
+
+ROWS = pytest.StashKey[table.Rows]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="rare faults too; after each repair all disturbances")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,3 +35,16 @@ def fault_of(item: pytest.Function) -> str:
 @pytest.fixture(scope="session")
 def thorough(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--thorough"))
+
+
+@pytest.fixture(scope="session")
+def rows(pytestconfig: pytest.Config) -> table.Rows:
+    """What the table at the end has; every fault that is put in gets its row."""
+    return pytestconfig.stash[ROWS]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[ROWS]:
+        terminalreporter.section("faults")
+        for line in table.render(config.stash[ROWS]):
+            terminalreporter.write_line(line)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from lab import cluster, machines, spec
-from lab.playbooks import Playbooks
+from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
-from . import disturbances
+from . import disturbances, table
 
 # The fixture `lab` says where there is none.
 LAB = machines.recall(os.environ["NETMEND_LAB"]) if "NETMEND_LAB" in os.environ else None
@@ -32,9 +32,12 @@ LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and nam
 
 
 @pytest.fixture
-def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
+def fault(
+    request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks, rows: table.Rows
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
     name = request.param
+    rows[name] = None
     cluster.put_in(lab, name)
     yield name, FAULTS[name]
     if FAULTS[name]["mended_by"]:
@@ -43,12 +46,20 @@ def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Ite
     cluster.take_out(lab, name)
 
 
-@pytest.mark.parametrize("fault", MENDED, indirect=True)
-def test_a_fault_is_named_and_mended(
-    fault: tuple[str, dict[str, Any]], lab: Lab, playbooks: Playbooks, thorough: bool
-) -> None:
+@pytest.fixture
+def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Rows) -> Outcome:
+    """What became of it by the one command that a user runs."""
     name, entry = fault
     run = playbooks.run("fix_network.yml")
+    rows[name] = table.row([] if entry.get("healthy") else NAMED[name], run)
+    return run
+
+
+@pytest.mark.parametrize("fault", MENDED, indirect=True)
+def test_a_fault_is_named_and_mended(
+    fault: tuple[str, dict[str, Any]], run: Outcome, lab: Lab, playbooks: Playbooks, thorough: bool
+) -> None:
+    name, entry = fault
     assert run.report, run.output
     row = run.first["matrix"]["rows"][entry["shows"]]
     assert row["ok"] < row["total"], run.output
@@ -62,9 +73,8 @@ def test_a_fault_is_named_and_mended(
 
 
 @pytest.mark.parametrize("fault", LEFT, indirect=True)
-def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], playbooks: Playbooks) -> None:
+def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], run: Outcome) -> None:
     name, entry = fault
-    run = playbooks.run("fix_network.yml")
     assert (run.code, run.changed) == (2, 0), run.output
     if entry["shows"]:
         row = run.report["now"]["matrix"]["rows"][entry["shows"]]
@@ -74,6 +84,5 @@ def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], playbooks:
 
 
 @pytest.mark.parametrize("fault", HEALTHY, indirect=True)
-def test_what_is_odd_but_healthy_is_left(fault: tuple[str, dict[str, Any]], playbooks: Playbooks) -> None:
-    run = playbooks.run("fix_network.yml")
+def test_what_is_odd_but_healthy_is_left(run: Outcome) -> None:
     assert (run.code, run.named, run.changed) == (0, [], 0), run.output
