@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from lab import spec
@@ -12,7 +14,12 @@ ROWS = pytest.StashKey[table.Rows]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="rare faults too; after each repair all disturbances")
+    parser.addoption("--thorough", action="store_true", help="rare faults, pairs; after each repair all disturbances")
+    parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="chooses the pairs of faults")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"pairs of faults: --seed {config.getoption('--seed')}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,13 +30,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--thorough"):
         return
     rare = {name for name, fault in spec.faults().items() if fault.get("rare")}
-    out = [item for item in items if isinstance(item, pytest.Function) and fault_of(item) in rare]
+    out = [item for item in items if isinstance(item, pytest.Function) and takes_long(item, rare)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
 
 
-def fault_of(item: pytest.Function) -> str:
-    return str(item.callspec.params.get("fault", "")) if hasattr(item, "callspec") else ""
+def takes_long(item: pytest.Function, rare: set[str]) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "pair" in parameters or parameters.get("fault") in rare
 
 
 @pytest.fixture(scope="session")
