@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def main() -> None:
     if INSIDE not in os.environ:
         os.environ[INSIDE] = str(DIRECTORY)
         os.execvp(OWN_NAMESPACES[0], [*OWN_NAMESPACES, sys.executable, *sys.argv])
+    # It is the first process in its namespace, and those ignore what they do not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
     (DIRECTORY / "answers").mkdir(parents=True)
     members = cluster.members(arguments.nodes)

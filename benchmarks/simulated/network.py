@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -148,6 +149,7 @@ def _bound(address: str) -> socket.socket:
 
 def _serve(streams: list[socket.socket], datagrams: list[socket.socket]) -> None:
     """Closes what it accepts, but answers on DNS' port first."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     asking: dict[int, socket.socket] = {}
     listening = {sock.fileno(): sock for sock in streams}
     by_number = {sock.fileno(): sock for sock in datagrams}
