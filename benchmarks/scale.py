@@ -32,6 +32,7 @@ from benchmarks.simulated import cluster, network  # noqa: E402  it is not insta
 OWN_NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE = "NETMEND_SIMULATED"  # set there: the directory of what the connection reads and writes
 DIRECTORY = Path("/run/netmend-scale")
+REPORT = DIRECTORY / "report.json"
 PAUSE = 0.5  # seconds between two looks at the controller's memory
 FAULT = "ip-forward-off"
 PSS = re.compile(r"^Pss: +(\d+) kB", re.MULTILINE)
@@ -65,6 +66,8 @@ def main() -> None:
     for name in runs[0]:
         values = [run[name] for run in runs]
         print(f"  {name:<42} {statistics.median(values):8.2f} {min(values):8.2f} {max(values):8.2f}")
+    overlays = json.loads(REPORT.read_text())["now"]["overlays"]
+    print("between all nodes: " + ", ".join(f"{name} {overlay['verdict']}" for name, overlay in overlays.items()))
 
 
 def prepare(members: list[cluster.Member], *, sick: bool) -> None:
@@ -93,8 +96,7 @@ def measured(forks: int | None, *, sick: bool) -> dict[str, float]:
     """One diagnosis: seconds of its phases, CPU seconds, and MB of memory."""
     used = DIRECTORY / "used"
     used.write_text("")
-    report = DIRECTORY / "report.json"
-    report.unlink(missing_ok=True)
+    REPORT.unlink(missing_ok=True)
     environment = os.environ | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "benchmarks/simulated/connection"),
@@ -111,7 +113,7 @@ def measured(forks: int | None, *, sick: bool) -> dict[str, float]:
         most = max(most, memory(run.pid))
         time.sleep(PAUSE)
     whole, usage = time.monotonic() - start, ended[2]
-    said = json.loads(report.read_text()) if report.exists() else {}
+    said = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     named = [finding["fault"] for finding in said["now"]["findings"]] if said else None
     assert named == ([FAULT] if sick else []), output.read_text() + used.read_text()[-1000:]
     phases = {f"{phase['name']}, seconds": phase["seconds"] for phase in said["phases"]}
@@ -128,7 +130,7 @@ def measured(forks: int | None, *, sick: bool) -> dict[str, float]:
         **{f"a node's {what}, CPU seconds": seconds / nodes for what, seconds in by_module.items()},
         "controller, MB": most,
         "its largest process, MB": usage.ru_maxrss / 1024,
-        "report.json, MB": report.stat().st_size / 1e6,
+        "report.json, MB": REPORT.stat().st_size / 1e6,
     }
 
 
