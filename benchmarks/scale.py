@@ -54,7 +54,8 @@ def main() -> None:
         os.environ[INSIDE] = str(DIRECTORY)
         os.execvp(OWN_NAMESPACES[0], [*OWN_NAMESPACES, sys.executable, *sys.argv])
     # It is the first process in its namespace, and those ignore what they do not handle.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(f"ended by {signal.Signals(number).name}"))
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
     (DIRECTORY / "answers").mkdir(parents=True)
     members = cluster.members(arguments.nodes)

@@ -149,7 +149,8 @@ def _bound(address: str) -> socket.socket:
 
 def _serve(streams: list[socket.socket], datagrams: list[socket.socket]) -> None:
     """Closes what it accepts, but answers on DNS' port first."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     asking: dict[int, socket.socket] = {}
     listening = {sock.fileno(): sock for sock in streams}
     by_number = {sock.fileno(): sock for sock in datagrams}
