@@ -32,10 +32,11 @@ PLAYBOOK = """
       register: netmend_node_info
     - name: Agree on a moment
       ansible.builtin.set_fact:
-        orders: >-
-          {{ {'nodes': dict(ansible_play_hosts_all | zip(ansible_play_hosts_all | map('extract', hostvars)
-          | map(attribute='netmend_node_info.netmend_node'))), 'cluster': {'nodes': members}}
-          | netmend_underlay_plan(ansible_play_hosts_all | map('extract', hostvars)) }}
+        netmend_facts: "{{ {'cluster': {'nodes': members}} }}"
+      run_once: true
+    - name: Plan
+      ansible.builtin.set_fact:
+        orders: "{{ ansible_play_hosts_all | netmend_underlay_plan(hostvars) }}"
       run_once: true
     - name: Measure
       netmend_underlay:

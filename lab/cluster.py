@@ -155,6 +155,11 @@ def put_in(lab: Lab, name: str) -> None:
     _scripts(lab, fault, "put_in", "holds")
 
 
+def make_sure(lab: Lab, name: str) -> None:
+    """Make sure that a fault of faults.yml is still in."""
+    _scripts(lab, spec.faults()[name], "holds")
+
+
 def take_out(lab: Lab, name: str) -> None:
     """Bring the lab back to where it was before a fault of faults.yml, mended or not."""
     fault = spec.faults()[name]

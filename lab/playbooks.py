@@ -35,6 +35,13 @@ class Outcome(NamedTuple):
         return [finding["fault"] for finding in self.first["findings"]]
 
     @property
+    def seconds(self) -> float:
+        """From the first look at the nodes until what is found there is known; Ansible's own start comes before it."""
+        phases = self.report["phases"]
+        known = next(place for place, phase in enumerate(phases, 1) if phase["name"] == "Diagnose")
+        return float(sum(phase["seconds"] for phase in phases[:known]))
+
+    @property
     def changed(self) -> int:
         """How many tasks changed something, on all hosts, as the recap counts them."""
         recap = self.output.rpartition("PLAY RECAP")[2]

@@ -8,7 +8,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.plan import met
 from ansible.module_utils.netmend.pods import network_pid
-from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, measure, problem
+from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, ROUNDS, measure, problem
 
 DOCUMENTATION = r"""
 module: netmend_connectivity
@@ -19,6 +19,8 @@ description:
     an ICMP error. Says which rules that drop or reject had more packets afterwards than before, in both iptables
     backends.
   - Needs no image and nothing inside the pod, as its sockets are opened in the pod's network namespace.
+  - Where a few of the probes fail, these are asked again, several times at once and from other ports. What failed at
+    one moment only counts as reached, and C(detail) says how many attempts were lost.
   - Changes nothing, and does not fail because something cannot be reached. Assert on RV(met) for that.
 author: netmend maintainers
 options:
@@ -92,6 +94,12 @@ options:
     type: str
     default: ok
     choices: *expect
+  rounds:
+    description:
+      - How often each probe is made, one round behind the other, from 1 to 100; for what comes and goes. On a network
+        that is well a round takes some milliseconds, on one that drops packets the longest timeout.
+    type: int
+    default: 1
   probes:
     description: Probes of one node, as the filter P(netmend_plan#filter) plans them. Give either this or O(targets).
     type: list
@@ -162,6 +170,12 @@ EXAMPLES = r"""
     that: from_the_pod.met
     fail_msg: "{{ from_the_pod.unmet | join('; ') }}"
 
+- name: Count how many of twenty connections to the database fail
+  netmend_connectivity:
+    rounds: 20
+    targets:
+      - {address: 10.0.0.10, port: 5432}
+
 - name: Prove that etcd cannot be reached from here
   netmend_connectivity:
     expect: blocked
@@ -184,6 +198,9 @@ netmend_connectivity:
       description:
         - One for each probe, in their order, with C(id), C(outcome), and a C(detail) that says more. C(rtt_ms) is the
           round trip in milliseconds, C(mtu) the size in bytes of the largest IP packet that passed.
+        - Where more than one attempt was made there are C(attempts) and C(failed), their numbers; C(ports), the local
+          ports of failed ones, and C(endpoints), the addresses that a Service's led to as far as connection tracking
+          tells, each with its attempts and failures.
       type: list
       elements: dict
       sample:
@@ -245,6 +262,7 @@ def argument_spec():
         "source": {"type": "dict", "options": {"pod": {"type": "str"}, "pid": {"type": "int"}}},
         "timeout": {"type": "float", "default": 2.0},
         "expect": {**expect, "default": "ok"},
+        "rounds": {"type": "int", "default": 1},
         "probes": {"type": "list", "elements": "dict", "options": probe},
     }
 
@@ -260,12 +278,14 @@ def main():
         probes = declared(module.params) if module.params["probes"] is None else module.params["probes"]
         probes = [completed(probe, module.params) for probe in probes]
         refuse_wrong("targets" if module.params["probes"] is None else "probes", probes)
+        if not 1 <= module.params["rounds"] <= ROUNDS:
+            raise ValueError(f"rounds: {module.params['rounds']} is not from 1 to {ROUNDS}")
         node = source_node(probes)
     except LookupError as error:
         module.fail_json(msg=f"source.pod: {error}")
     except ValueError as error:
         module.fail_json(msg=str(error))
-    result = measure(node, probes)
+    result = measure(node, probes, module.params["rounds"])
     unmet = [
         f"{probe['id']}: expected {probe['expect']}, found {seen['outcome']} ({seen['detail']})"
         for probe, seen in zip(probes, result["observations"])

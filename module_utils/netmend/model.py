@@ -291,6 +291,7 @@ class Probe(TypedDict, total=False):
     verify: bool  # https: whether a certificate that cannot be trusted is the outcome "tls"; true unless declared
     timeout: float  # seconds
     attempts: int  # made at once, each may meet another endpoint of a Service; the outcome is ok if all are; default 1
+    source_port: int  # the local one, for TCP and UDP; 0 = any, and so it is where that one is taken
     expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited)
 
 
@@ -300,6 +301,10 @@ class Observation(TypedDict, total=False):
     detail: str  # "status 503", "NXDOMAIN", "icmp host-prohibited from 10.0.0.111", an errno's text
     rtt_ms: float  # milliseconds; of the connection, or of the whole answer for http and dns
     mtu: int  # protocol mtu: the largest IP packet that passed with DF, bytes; outcome "timeout": larger ones vanish
+    attempts: int  # that were made in all; this and what follows is absent where it was a single one
+    failed: int  # of them, otherwise than expected; what fails at one moment only is lost, and no fault
+    ports: Dict[str, List[int]]  # local ports of failed attempts -> [attempts from there, failed ones]
+    endpoints: Dict[str, List[int]]  # addresses that a Service's led to, as far as known -> the same of each
 
 
 class Moved(TypedDict):
@@ -353,11 +358,23 @@ class Line(TypedDict):
     rtt_ms: List[Optional[float]]  # milliseconds; None, too, where nothing came back
 
 
+class Loss(TypedDict):
+    """Of the attempts at one check from one source some failed, and others did not."""
+
+    source: str  # node
+    check: int  # place in the row's checks
+    attempts: int
+    failed: int
+    low: float  # 95 % interval of the share that fails, 0..1
+    high: float
+
+
 class Row(TypedDict):
     ok: int  # probes whose expectation was met
     total: int
     checks: List[Check]
     sources: Dict[str, Line]  # by node
+    losses: List[Loss]
 
 
 class Coverage(TypedDict):

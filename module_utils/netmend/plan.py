@@ -6,11 +6,13 @@ from itertools import count
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, cast
 
 from . import sample
+from .loss import Tally, wilson
 from .model import (
     Check,
     ClusterFacts,
     Coverage,
     Line,
+    Loss,
     Matrix,
     Node,
     NodeFacts,
@@ -118,7 +120,7 @@ def summarise(probes: Iterable[Probe], results: Dict[str, ProbeResult]) -> Matri
         observation = observations.get(probe["id"], _NOTHING)
         key = observation["outcome"], _detail(observation), met(probe, observation)
         seen = outcomes.setdefault(key, len(outcomes))
-        rows.setdefault(probe["row"], _RowSoFar()).add(probe, seen, observation.get("rtt_ms"), key[2])
+        rows.setdefault(probe["row"], _RowSoFar()).add(probe, seen, observation, key[2])
     finished = {name: row.finished() for name, row in rows.items()}
     return Matrix(
         ok=sum(row["ok"] for row in finished.values()),
@@ -143,9 +145,11 @@ class _RowSoFar:
         self._checks: Dict[Tuple[Any, ...], int] = {}
         self._pods: Dict[str, str] = {}
         self._cells: Dict[str, Dict[int, Tuple[int, Optional[float]]]] = {}
+        self._lossy: List[Tuple[str, int, Tally]] = []
         self._ok = 0
 
-    def add(self, probe: Probe, seen: int, rtt_ms: Optional[float], is_met: bool) -> None:
+    def add(self, probe: Probe, seen: int, observation: Observation, is_met: bool) -> None:
+        rtt_ms, tally = observation.get("rtt_ms"), Tally(observation.get("attempts", 0), observation.get("failed", 0))
         source = probe["source_node"]
         self._pods.setdefault(source, probe.get("source_pod", ""))
         cells = self._cells.setdefault(source, {})
@@ -153,6 +157,8 @@ class _RowSoFar:
         places = (self._checks.setdefault((*check, again), len(self._checks)) for again in count())
         place = next(place for place in places if place not in cells)
         cells[place] = seen, None if rtt_ms is None else round(rtt_ms, 2)
+        if 0 < tally.failed < tally.attempts:
+            self._lossy.append((source, place, tally))
         self._ok += is_met
 
     def finished(self) -> Row:
@@ -167,7 +173,15 @@ class _RowSoFar:
                 pod=self._pods[source], seen=[seen for seen, _ in line], rtt_ms=[rtt_ms for _, rtt_ms in line]
             )
         checks: List[Check] = [dict(zip(names, check)) for check, _ in ordered]  # type: ignore[misc]
-        return Row(ok=self._ok, total=sum(map(len, self._cells.values())), checks=checks, sources=lines)
+        moved = {place: rank for rank, (_, place) in enumerate(ordered)}
+        losses = [_loss(source, moved[place], tally) for source, place, tally in self._lossy]
+        total = sum(map(len, self._cells.values()))
+        return Row(ok=self._ok, total=total, checks=checks, sources=lines, losses=losses)
+
+
+def _loss(source: str, check: int, tally: Tally) -> Loss:
+    low, high = (round(bound, 4) for bound in wilson(tally))
+    return Loss(source=source, check=check, attempts=tally.attempts, failed=tally.failed, low=low, high=high)
 
 
 # What tells one check of a destination from another, and what stands for its absence; in the order of Check.

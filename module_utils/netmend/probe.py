@@ -18,52 +18,138 @@ from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import echo, node
+from . import conntrack, echo, node
 from .model import OUTCOMES, Moved, Observation, Probe, ProbeResult, Ruleset
 from .parse import dns, proc
 from .parse.iptables import parse_save
+from .plan import met
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
+AGAIN = 5  # attempts at another moment, all of which have to pass before a failure is taken for chance
+ROUNDS = 100  # more would fill the nodes' tables of connections, which keep a closed one for two minutes
 EXPECTATIONS = (*OUTCOMES, "blocked")
 _LONGEST_STATUS_LINE = 8192
 
 
-def measure(source_node: str, probes: Sequence[Probe]) -> ProbeResult:
+def measure(source_node: str, probes: Sequence[Probe], rounds: int = 1) -> ProbeResult:
     """Runs the probes of this node, with its rules and its lost packets counted before and after."""
     rules, lost = rulesets(), losses()
-    observations = run_probes(probes)
+    observations = run_probes(probes, rounds)
     return ProbeResult(
         node=source_node, observations=observations, moved=moved(rules, rulesets()), risen=risen(lost, losses())
     )
 
 
-def run_probes(probes: Sequence[Probe], concurrency: int = CONCURRENCY) -> List[Observation]:
-    """Runs the probes concurrently and returns one observation each, in the same order.
+def run_probes(probes: Sequence[Probe], rounds: int = 1, concurrency: int = CONCURRENCY) -> List[Observation]:
+    """Runs the probes concurrently, in rounds, and returns one observation each, in the same order.
 
     An attempt takes its probe's ``timeout`` at most; up to ``concurrency`` attempts take the longest of those together.
-    The probes are valid (``problem`` finds nothing); whatever the network does to them is an outcome.
+    The few that failed are asked once more, which takes as long again at most. The probes are valid (``problem`` finds
+    nothing); whatever the network does to them is an outcome.
     """
-    attempts = iter(_run([probe for probe in probes for _ in range(_attempts(probe))], concurrency))
-    return [_all_of(probe["id"], list(islice(attempts, _attempts(probe)))) for probe in probes]
+    moments: List[List[_Moment]] = [[] for _ in probes]
+    for _ in range(rounds):
+        made = _at_once([[probe] * _attempts(probe) for probe in probes], concurrency)
+        for of_probe, moment in zip(moments, made):
+            of_probe.append(moment)
+    failed = [place for place, of_probe in enumerate(moments) if _doubtful(probes[place], of_probe)]
+    asked = _again([(probes[place], moments[place]) for place in failed], len(probes), concurrency)
+    for place, moment in zip(failed, _at_once(asked, concurrency)):
+        moments[place].append(moment)
+    return [_observation(probe, of_probe) for probe, of_probe in zip(probes, moments)]
+
+
+class _Attempt(NamedTuple):
+    observation: Observation
+    port: int  # the local one; 0 where there is none
+    endpoint: str  # the address that a Service's led to; "" where not known
+
+
+_Moment = List[_Attempt]  # what was made at once: what one moment loses, it may lose of all of them
+
+
+def _all(moments: Iterable[_Moment]) -> List[_Attempt]:
+    return [attempt for moment in moments for attempt in moment]
 
 
 def _attempts(probe: Probe) -> int:
     return probe.get("attempts", 1)
 
 
-def _all_of(identifier: str, attempts: List[Observation]) -> Observation:
-    """The first that is not ok stands for all, with how many there were."""
-    failed = [attempt for attempt in attempts if attempt["outcome"] != "ok"]
-    if not failed or len(attempts) == 1:
-        return {**attempts[0], "id": identifier}
-    detail = f"{len(failed)} of {len(attempts)} attempts: {failed[0]['detail']}"
-    return {**failed[0], "id": identifier, "detail": detail}
+def _failed(probe: Probe, attempts: Iterable[_Attempt]) -> List[_Attempt]:
+    return [attempt for attempt in attempts if not met(probe, attempt.observation)]
 
 
-def _run(probes: Sequence[Probe], concurrency: int) -> List[Observation]:
+def _doubtful(probe: Probe, moments: List[_Moment]) -> bool:
+    """Whether chance may have failed it: no chance lets through what is to be blocked."""
+    return probe.get("expect", "ok") == "ok" and any(_failed(probe, moment) for moment in moments)
+
+
+def _again(failed: List[Tuple[Probe, List[_Moment]]], of: int, concurrency: int) -> List[List[Probe]]:
+    """The attempts that tell chance from a fault, for each probe that failed; none where there is no doubt of one.
+
+    That is where most of the node's probes failed, or more than can be asked again at once: a network that is sick
+    would be measured for longer, and no better. Each probe is asked as often as before, so that every endpoint of a
+    Service has its turn again, and from ports that failed: connection tracking treats these as it did then.
+    """
+    most = concurrency // max(1, len(failed)) - AGAIN
+    if 2 * len(failed) > of or most < AGAIN:
+        return []
+    asked = []
+    for probe, moments in failed:
+        ports = dict.fromkeys(attempt.port for attempt in _failed(probe, _all(moments)) if attempt.port)
+        asked.append([probe] * min(most, max(AGAIN, _attempts(probe))))
+        asked[-1] += [{**probe, "source_port": port} for port in list(ports)[:AGAIN]]
+    return asked
+
+
+def _observation(probe: Probe, moments: List[_Moment]) -> Observation:
+    """The first that is not as expected stands for all, unless one moment alone had any, and others enough of none."""
+    attempts = _all(moments)
+    failed = _failed(probe, attempts)
+    observation: Observation = {**(failed or attempts)[0].observation, "id": probe["id"]}
+    if 0 < len(failed) < len(attempts):
+        detail = observation["detail"]
+        sound = [moment for moment in moments if not _failed(probe, moment)]
+        others = _all(sound)
+        if _doubtful(probe, moments) and len(moments) - len(sound) == 1 and len(others) >= AGAIN:
+            detail = f"{observation['outcome']}, {detail}"
+            observation = {**others[0].observation, "id": probe["id"]}
+        observation["detail"] = f"{len(failed)} of {len(attempts)} attempts: {detail}"
+    if len(attempts) > 1:
+        ports = _tallies(probe, ((str(attempt.port), attempt) for attempt in attempts if attempt.port))
+        observation["attempts"], observation["failed"] = len(attempts), len(failed)
+        observation["ports"] = {port: tally for port, tally in ports.items() if tally[1]}
+        observation["endpoints"] = _tallies(probe, ((each.endpoint, each) for each in attempts if each.endpoint))
+    return observation
+
+
+def _tallies(probe: Probe, named: Iterable[Tuple[str, _Attempt]]) -> Dict[str, List[int]]:
+    """Name -> [attempts, failed ones]."""
+    tallies: Dict[str, List[int]] = {}
+    for name, attempt in named:
+        tally = tallies.setdefault(name, [0, 0])
+        tally[0] += 1
+        tally[1] += not met(probe, attempt.observation)
+    return tallies
+
+
+def _at_once(asked: Sequence[Sequence[Probe]], concurrency: int) -> List[_Moment]:
+    """One attempt for each of the probes, in the same order."""
+    tasks = _run([probe for each in asked for probe in each], concurrency)
+    connections = [task.connection() for task in tasks]
+    led = iter(conntrack.endpoints([connection for connection in connections if connection]))
+    attempts = iter(
+        _Attempt(task.observation, task.port, next(led) if connection else "")
+        for task, connection in zip(tasks, connections)
+    )
+    return [list(islice(attempts, len(each))) for each in asked]
+
+
+def _run(probes: Sequence[Probe], concurrency: int) -> List[_Task]:
     waiting: Deque[Probe] = deque(probes)
     tasks: List[_Task] = []
     running: List[_Task] = []
@@ -81,7 +167,7 @@ def _run(probes: Sequence[Probe], concurrency: int) -> List[Observation]:
                 if task in ready or (task.until <= now and not task.observation):
                     task.resume(task in ready)
             running = [task for task in running if not task.observation]
-    return [task.observation for task in tasks]
+    return tasks
 
 
 def problem(probe: Probe) -> str:
@@ -120,6 +206,9 @@ class _Task:
     def __init__(self, probe: Probe, selector: selectors.BaseSelector) -> None:
         self.observation = Observation()
         self.until = 0.0
+        self.port = 0  # the local one, once there is one
+        self._probe = probe
+        self._address = ""
         self._selector = selector
         self._descriptor = -1
         self._steps = PROTOCOLS[probe["protocol"]](probe)
@@ -129,6 +218,14 @@ class _Task:
         self._selector.unregister(self._descriptor)
         self._go_on(ready)
 
+    def connection(self) -> Optional[conntrack.Connection]:
+        """Of a Service, which has led it somewhere."""
+        if not self.port or not self._probe.get("target_service"):
+            return None
+        protocol = socket.IPPROTO_UDP if self._probe["protocol"] in ("udp", "dns-udp") else socket.IPPROTO_TCP
+        destination = (self._probe["address"], self._probe["port"])
+        return conntrack.Connection(protocol, (self._address, self.port), destination)
+
     def _go_on(self, ready: Optional[bool]) -> None:
         try:
             sock, events, self.until = self._steps.send(ready)
@@ -137,6 +234,8 @@ class _Task:
         except Ended as end:
             self.observation = end.observation
         else:
+            if sock.type != socket.SOCK_RAW:
+                self._address, self.port = sock.getsockname()
             self._descriptor = sock.fileno()
             self._selector.register(self._descriptor, events, self)
 

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Callable, Generator, Iterator, NamedTuple, Optional, Tuple, Type, TypeVar
 
@@ -82,6 +82,9 @@ def opened(probe: Probe, kind: int, protocol: int = 0) -> Iterator[socket.socket
     """A non-blocking socket in the probe's namespace; an OSError inside becomes the outcome that it stands for."""
     with _socket_of(probe.get("source_pid", 0), kind, protocol) as sock:
         sock.setblocking(False)
+        if probe.get("source_port"):
+            with suppress(OSError):  # somebody else has it by now
+                sock.bind(("", probe["source_port"]))
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         try:
             yield sock

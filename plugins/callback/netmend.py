@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible import constants as C
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.plugins.loader import filter_loader, test_loader
 
 DOCUMENTATION = """
     name: netmend
@@ -40,6 +41,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         self._play = play
+        # Else each of the processes that work on a host, one a host and task, imports all filters and tests for itself.
+        filter_loader.get("default")
+        test_loader.get("defined")
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
 
@@ -65,10 +69,12 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
         elif self._display.verbosity:
             super().v2_runner_on_ok(result)
         else:
-            self._handle_warnings_and_exception(result)
+            # A look at the whole result copies it, and a node's facts are large.
+            if result.warnings or result.deprecations or result.exception:
+                self._handle_warnings_and_exception(result)
             if result.task.action.rpartition(".")[2] not in QUIET:
                 self._announce(result.task)
-            if result.result.get("changed"):
+            if result.is_changed():
                 self._display.display(f"            changed: {self.host_label(result)}", color=C.COLOR_CHANGED)
 
     def v2_runner_on_skipped(self, result: Any) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time as clock
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import ansible.module_utils
 
@@ -38,104 +38,121 @@ RESULTS = {
     "k3s_restart_result": "k3s_restart",
 }
 
-Hosts = Iterable[Mapping[str, Any]]
+Names = Sequence[str]
 
 
-def netmend_facts(hosts: Hosts) -> dict[str, Any]:
-    """The hosts' variables -> {"expected_nodes", "nodes", "cluster"} of a Run, and "server": whose API was asked.
+def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
+    """Hosts -> {"expected_nodes", "cluster"} of a Run, and "server": whose API was asked. Nodes' facts stay with them.
 
     Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
     """
-    hosts = list(hosts)
-    nodes, expected, clusters, refusals = {}, [], [], []
+    hosts = _hosts(names, hostvars)
+    expected, clusters, refusals = [], [], []
     for host in hosts:
-        facts = _plain(host.get("netmend_node_info", {}).get("netmend_node"))
-        name = facts["name"] if facts else host["inventory_hostname"]
+        name = host.get("netmend_node_info", {}).get("netmend_node", {}).get("name", host["inventory_hostname"])
         expected.append(name)
-        if facts:
-            nodes[name] = facts
         answer = host.get("netmend_cluster_info", {})
         if "netmend_cluster" in answer:
-            clusters.append((host["inventory_hostname"], _plain(answer["netmend_cluster"])))
+            clusters.append((host["inventory_hostname"], answer["netmend_cluster"]))
         elif answer.get("msg"):
             refusals.append(f"{name}: {answer['msg']}")
     if not clusters:
         said = "; ".join(refusals) or "No server could be reached."
         raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")
     server, cluster = clusters[0]
-    return {"expected_nodes": expected, "nodes": nodes, "cluster": with_config(cluster, nodes), "server": server}
+    return {"expected_nodes": expected, "cluster": with_config(cluster, _nodes(hosts)), "server": server}
 
 
-def netmend_plan(facts: Mapping[str, Any], all_pairs: bool = False) -> dict[str, list[Any]]:
-    """{"nodes", "cluster"} -> the matrix's probes, by the node that is to run them."""
-    facts = _plain(facts)
-    return plan.by_node(plan.plan_matrix(facts["nodes"], facts["cluster"], all_pairs=all_pairs))
+def netmend_plan(names: Names, hostvars: Any, all_pairs: bool = False) -> dict[str, list[Any]]:
+    """Hosts -> the matrix's probes, by the node that is to run them."""
+    hosts = _hosts(names, hostvars)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    return plan.by_node(plan.plan_matrix(_nodes(hosts), cluster, all_pairs=all_pairs))
 
 
-def netmend_canary_plan(facts: Mapping[str, Any], pod: str) -> dict[str, list[Any]]:
-    """{"nodes", "cluster"} -> the probes of one pod, "namespace/name", by the node that is to run them."""
-    facts = _plain(facts)
+def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
+    """Hosts -> the probes of one pod, "namespace/name", by the node that is to run them."""
+    hosts = _hosts(names, hostvars)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
     try:
-        return plan.by_node(plan.plan_canary(facts["nodes"], facts["cluster"], pod))
+        return plan.by_node(plan.plan_canary(_nodes(hosts), cluster, pod))
     except LookupError as error:
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_underlay_plan(facts: Mapping[str, Any], hosts: Hosts) -> dict[str, Any]:
-    """Facts and the hosts' variables -> node -> the arguments of netmend_underlay; empty for a single node."""
-    facts = _plain(facts)
+def netmend_underlay_plan(names: Names, hostvars: Any) -> dict[str, Any]:
+    """Hosts -> node -> the arguments of netmend_underlay; empty for a single node."""
+    hosts = _hosts(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
-    orders = overlays.plan_round(facts["nodes"], facts["cluster"], _calls(hosts), now, run)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run)
     return {node: order for node, order in orders.items() if order["peers"]}
 
 
-def netmend_diagnose(
-    facts: Mapping[str, Any], probes: Mapping[str, Any], hosts: Hosts, remove_foreign_rules: bool = False
-) -> dict[str, Any]:
-    """Facts, probes and the hosts' observations -> report.Judgement."""
-    hosts = list(hosts)
-    results = {}
-    for host in hosts:
-        result = _plain(host.get("netmend_connectivity", {}).get("netmend_connectivity"))
-        if result:
-            results[result["node"]] = result
-    probes = [probe for of_node in _plain(probes).values() for probe in of_node]
+def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> dict[str, Any]:
+    """Hosts, with their observations -> report.Judgement."""
+    hosts = _hosts(names, hostvars)
+    facts = {**_stored(hosts, "netmend_facts"), "nodes": _nodes(hosts)}
+    found = (host.get("netmend_connectivity", {}).get("netmend_connectivity") for host in hosts)
+    results = {result["node"]: result for result in found if result}
+    probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
-    run = {**_plain(facts), "probes": probes, "results": results}
+    run = {**facts, "probes": probes, "results": results}
     findings = diagnose({**run, "underlay": underlay} if underlay else run)
     passing = underlay["overlays"] if underlay else {}
     matrix = plan.summarise(probes, results)
-    coverage = plan.coverage(probes, _plain(facts["cluster"]))
+    coverage = plan.coverage(probes, facts["cluster"])
     return report.judge(
         matrix, findings, remove_foreign_rules=remove_foreign_rules, coverage=coverage, overlays=passing
     )
 
 
-def _underlay(hosts: Hosts, members: list[str]) -> Any:
+def _hosts(names: Names, hostvars: Any) -> list[Any]:
+    """The hosts' variables as they are kept.
+
+    To look through a few hundred nodes' facts in a template's way takes Ansible minutes, and there is no template in
+    what modules and filters returned, which is all that is used here.
+    """
+    return [hostvars.raw_get(name) for name in names]
+
+
+def _stored(hosts: Iterable[Any], name: str) -> Any:
+    """What a task that ran once left for all hosts."""
+    return next(host[name] for host in hosts if name in host)
+
+
+def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
+    """Node -> its facts, of those that answered."""
+    found = (host.get("netmend_node_info", {}).get("netmend_node") for host in hosts)
+    return {facts["name"]: facts for facts in found if facts}
+
+
+def _underlay(hosts: Iterable[Any], members: list[str]) -> Any:
     """What all nodes' reports say together; None where there are none."""
-    reports = [_plain(host.get("netmend_underlay", {}).get("netmend_underlay")) for host in hosts]
+    reports = (host.get("netmend_underlay", {}).get("netmend_underlay") for host in hosts)
     by_node = {report["node"]: report for report in reports if report}
     return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
 
 
-def _calls(hosts: Hosts) -> dict[str, overlays.Call]:
+def _calls(hosts: Iterable[Any]) -> dict[str, overlays.Call]:
     """When each node's facts were gathered, by its clock and by this one."""
     calls = {}
     for host in hosts:
-        answer = _plain(host.get("netmend_node_info", {}))
+        answer = host.get("netmend_node_info", {})
         if "netmend_call" in answer and "netmend_node" in answer:
             facts, call = answer["netmend_node"], answer["netmend_call"]
             calls[facts["name"]] = overlays.Call(call["sent"], call["received"], facts["time"], facts["took"])
     return calls
 
 
-def netmend_swap(facts: Mapping[str, Any], hosts: Hosts, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts, the hosts' variables and a gates.Wanted -> what stands against a swap, or what it does next.
+def netmend_swap(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Hosts, measured, and a gates.Wanted -> what stands against a swap, or what it does next.
 
     ``steps`` are nodes to be flipped at once; ``commands`` take away what is left of Flannel, by node.
     """
-    nodes, cluster = _plain(facts["nodes"]), _plain(facts["cluster"])
-    underlay = _underlay(list(hosts), [node["name"] for node in cluster["nodes"]])
+    hosts = _hosts(names, hostvars)
+    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
+    underlay = _underlay(hosts, [node["name"] for node in cluster["nodes"]])
     want = gates.Wanted(**_plain(wanted))
     asked = nodes, cluster, underlay, want
     refusals = [refusal["message"] for refusal in gates.gates(*asked)]
@@ -208,38 +225,39 @@ def netmend_checklist_problem(given: Any) -> str:
     return ""
 
 
-def netmend_checklist_plan(asked: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """A checklist's probes, by the node that is to run them; "" is the controller."""
-    facts = _plain(facts)
-    return plan.by_node(checklist.probes(_plain(asked), facts["nodes"], facts["cluster"]))
+def netmend_checklist_plan(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Hosts -> a checklist's probes, by the node that is to run them; "" is the controller."""
+    hosts = _hosts(names, hostvars)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    return plan.by_node(checklist.probes(_plain(asked), _nodes(hosts), cluster))
 
 
-def netmend_checklist_judge(
-    judgement: Mapping[str, Any], asked: Mapping[str, Any], facts: Mapping[str, Any], hosts: Hosts
-) -> dict[str, Any]:
-    """report.Judgement, and what the hosts' and the controller's observations say of the checklist."""
-    facts = _plain(facts)
-    answers = [_plain(host.get(name, {})) for host in hosts for name in ("netmend_checked", "netmend_checked_here")]
+def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Hosts -> report.Judgement, and what their and the controller's observations say of the checklist."""
+    hosts = _hosts(names, hostvars)
+    facts = _stored(hosts, "netmend_facts")
+    answers = [host.get(name, {}) for host in hosts for name in ("netmend_checked", "netmend_checked_here")]
     results = [answer.get("netmend_connectivity", {}) for answer in answers]
     observations = [seen for result in results for seen in result.get("observations", [])]
-    points = checklist.points(_plain(asked), facts["nodes"], facts["cluster"], facts["expected_nodes"], observations)
-    return report.with_checklist(_plain(judgement), points)
+    points = checklist.points(_plain(asked), _nodes(hosts), facts["cluster"], facts["expected_nodes"], observations)
+    return report.with_checklist(_stored(hosts, "netmend_now"), points)
 
 
-def netmend_report(hosts: Hosts, time: str, check_mode: bool = False, pass_mark: float | None = None) -> dict[str, Any]:
-    """The hosts' variables after a run -> the whole report."""
-    hosts = list(hosts)
-    measured = next(host for host in hosts if "netmend_now" in host)
-    facts = measured["netmend_facts"]
-    cluster = _plain(facts["cluster"])
+def netmend_report(
+    names: Names, hostvars: Any, time: str, check_mode: bool = False, pass_mark: float | None = None
+) -> dict[str, Any]:
+    """Hosts after a run -> the whole report."""
+    hosts = _hosts(names, hostvars)
+    facts = _stored(hosts, "netmend_facts")
+    before = [host["netmend_before"] for host in hosts if "netmend_before" in host]
     return report.report(
-        now=_plain(measured["netmend_now"]),
-        before=_plain(measured.get("netmend_before")),
+        now=_stored(hosts, "netmend_now"),
+        before=before[0] if before else None,
         changes=[change for host in hosts for change in _changes(host)],
-        nodes=report.members(cluster, _plain(facts["expected_nodes"]), list(facts["nodes"])),
-        marks=netmend_mark(measured.get("netmend_marks", []), "end"),
+        nodes=report.members(facts["cluster"], facts["expected_nodes"], list(_nodes(hosts))),
+        marks=netmend_mark(_stored(hosts, "netmend_marks"), "end"),
         time=time,
-        version=cluster["version"],
+        version=facts["cluster"]["version"],
         check_mode=check_mode,
         pass_mark=None if pass_mark is None else float(pass_mark),
     )
@@ -248,7 +266,7 @@ def netmend_report(hosts: Hosts, time: str, check_mode: bool = False, pass_mark:
 def _changes(host: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What each role left on one host, where it changed something."""
     for variable, role in RESULTS.items():
-        result = _plain(host.get(variable, {}))
+        result = host.get(variable, {})
         if result.get("changed"):
             diff = result.get("diff") or {"before": "", "after": result.get("stdout", "")}
             yield {"node": host["inventory_hostname"], "role": role, "diff": diff if isinstance(diff, list) else [diff]}

@@ -1,29 +1,58 @@
-"""How many faults are put in, and how much is done to what was mended."""
+"""How many faults are put in, how much is done to what was mended, and the table of what came of it."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 
 from lab import spec
 
+from . import table
+
+ROWS = pytest.StashKey[table.Rows]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="rare faults too; after each repair all disturbances")
+    parser.addoption("--thorough", action="store_true", help="rare faults, pairs; after each repair all disturbances")
+    parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="chooses the pairs of faults")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"pairs of faults: --seed {config.getoption('--seed')}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--thorough"):
         return
     rare = {name for name, fault in spec.faults().items() if fault.get("rare")}
-    out = [item for item in items if isinstance(item, pytest.Function) and fault_of(item) in rare]
+    out = [item for item in items if isinstance(item, pytest.Function) and takes_long(item, rare)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
 
 
-def fault_of(item: pytest.Function) -> str:
-    return str(item.callspec.params.get("fault", "")) if hasattr(item, "callspec") else ""
+def takes_long(item: pytest.Function, rare: set[str]) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "pair" in parameters or parameters.get("fault") in rare
 
 
 @pytest.fixture(scope="session")
 def thorough(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--thorough"))
+
+
+@pytest.fixture(scope="session")
+def rows(pytestconfig: pytest.Config) -> table.Rows:
+    """What the table at the end has; every fault that is put in gets its row."""
+    return pytestconfig.stash[ROWS]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[ROWS]:
+        terminalreporter.section("faults")
+        for line in table.render(config.stash[ROWS]):
+            terminalreporter.write_line(line)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from ansible.module_utils.netmend.diagnose.registry import FAULTS as KNOWN
+from ansible.module_utils.netmend.diagnose.registry import SYMPTOM
 
 from lab import cluster, machines, spec
-from lab.playbooks import Playbooks
+from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
-from . import disturbances
+from . import disturbances, pairs, table
+from .pairs import Pair
 
 # The fixture `lab` says where there is none.
 LAB = machines.recall(os.environ["NETMEND_LAB"]) if "NETMEND_LAB" in os.environ else None
@@ -29,12 +33,23 @@ HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
 NAMED = {name: fault.get("named", [name]) for name, fault in FAULTS.items()}
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and len(NAMED[name]) == 1]
 LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and name not in HEALTHY]
+PAIRS = 20
+SYMPTOMS = {name for name, fault in KNOWN.items() if fault.layer == SYMPTOM}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "pair" in metafunc.fixturenames:
+        chosen = pairs.choose(FAULTS, PAIRS, metafunc.config.getoption("--seed"))
+        metafunc.parametrize("pair", chosen, ids="+".join, indirect=True)
 
 
 @pytest.fixture
-def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Iterator[tuple[str, dict[str, Any]]]:
+def fault(
+    request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks, rows: table.Rows
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
     name = request.param
+    rows[name] = None
     cluster.put_in(lab, name)
     yield name, FAULTS[name]
     if FAULTS[name]["mended_by"]:
@@ -43,12 +58,20 @@ def fault(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks) -> Ite
     cluster.take_out(lab, name)
 
 
-@pytest.mark.parametrize("fault", MENDED, indirect=True)
-def test_a_fault_is_named_and_mended(
-    fault: tuple[str, dict[str, Any]], lab: Lab, playbooks: Playbooks, thorough: bool
-) -> None:
+@pytest.fixture
+def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Rows) -> Outcome:
+    """What became of it by the one command that a user runs."""
     name, entry = fault
     run = playbooks.run("fix_network.yml")
+    rows[name] = table.row([] if entry.get("healthy") else NAMED[name], run)
+    return run
+
+
+@pytest.mark.parametrize("fault", MENDED, indirect=True)
+def test_a_fault_is_named_and_mended(
+    fault: tuple[str, dict[str, Any]], run: Outcome, lab: Lab, playbooks: Playbooks, thorough: bool
+) -> None:
+    name, entry = fault
     assert run.report, run.output
     row = run.first["matrix"]["rows"][entry["shows"]]
     assert row["ok"] < row["total"], run.output
@@ -62,9 +85,8 @@ def test_a_fault_is_named_and_mended(
 
 
 @pytest.mark.parametrize("fault", LEFT, indirect=True)
-def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], playbooks: Playbooks) -> None:
+def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], run: Outcome) -> None:
     name, entry = fault
-    run = playbooks.run("fix_network.yml")
     assert (run.code, run.changed) == (2, 0), run.output
     if entry["shows"]:
         row = run.report["now"]["matrix"]["rows"][entry["shows"]]
@@ -74,6 +96,37 @@ def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], playbooks:
 
 
 @pytest.mark.parametrize("fault", HEALTHY, indirect=True)
-def test_what_is_odd_but_healthy_is_left(fault: tuple[str, dict[str, Any]], playbooks: Playbooks) -> None:
-    run = playbooks.run("fix_network.yml")
+def test_what_is_odd_but_healthy_is_left(run: Outcome) -> None:
     assert (run.code, run.named, run.changed) == (0, [], 0), run.output
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks, rows: table.Rows) -> Iterator[Pair]:
+    """Two faults, both in and seen to hold; afterwards they are out, and so is what repairs brought."""
+    rows["+".join(request.param)] = None
+    with ExitStack() as stack:
+        for name in request.param:
+            cluster.put_in(lab, name)
+            stack.callback(cluster.take_out, lab, name)
+        cluster.make_sure(lab, request.param[0])
+        yield request.param
+        undone = playbooks.run("playbooks/undo.yml")
+        assert undone.code == 0, undone.output
+
+
+def test_two_faults_at_once_are_named_and_mended(
+    pair: Pair, playbooks: Playbooks, rows: table.Rows
+) -> None:
+    named = [NAMED[name][0] for name in pair]
+    run = playbooks.run("fix_network.yml")
+    rows["+".join(pair)] = table.row(named, run)
+    assert run.report, run.output
+    assert set(named) <= set(run.named), run.output
+    last = max(map(run.named.index, named))
+    assert not SYMPTOMS & set(run.named[:last]), run.output
+    assert {change["role"] for change in run.report["changes"]} <= {
+        role for name in pair for role in FAULTS[name]["mended_by"]
+    }
+    left = {NAMED[name][0] for name in pair if not FAULTS[name]["mended_by"]}
+    assert {finding["fault"] for finding in run.report["now"]["findings"]} & set(named) == left, run.output
+    assert (run.code, run.report["healthy"]) == ((2, False) if left else (0, True)), run.output

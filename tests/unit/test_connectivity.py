@@ -92,6 +92,12 @@ def test_from_inside_a_namespace(port: int) -> None:
     assert result["unmet"] == [f"tcp 127.0.0.1:{port}: expected ok, found refused (RST)"]
 
 
+def test_rounds(port: int) -> None:
+    result = run(targets=[{"address": "127.0.0.1", "port": port}], rounds=3)
+    (observation,) = result["netmend_connectivity"]["observations"]
+    assert (result["met"], observation["attempts"], observation["failed"]) == (True, 3, 0)
+
+
 TARGET = {"address": "127.0.0.1", "port": 80}
 
 
@@ -107,6 +113,8 @@ TARGET = {"address": "127.0.0.1", "port": 80}
          "targets[0]: protocol dns-udp needs a name to ask for"),
         ({"targets": [TARGET, TARGET]}, "targets[1]: id 'tcp 127.0.0.1:80' is there already"),
         ({"targets": [TARGET], "timeout": 0}, "targets[0]: timeout must be more than 0 seconds"),
+        ({"targets": [TARGET], "rounds": 0}, "rounds: 0 is not from 1 to 100"),
+        ({"targets": [TARGET], "rounds": 101}, "rounds: 101 is not from 1 to 100"),
         ({"targets": [TARGET], "source": {"pod": "keybuzz/gone", "pid": 1}}, "source: give pod or pid, not both"),
         ({"targets": [TARGET], "source": {"pod": "keybuzz/gone"}}, "source.pod: no pod keybuzz/gone runs on this node"),
         ({"probes": [{**TARGET, "id": "1", "source_node": "a"}, {**TARGET, "id": "2", "source_node": "b"}]},

@@ -18,31 +18,59 @@ specification.loader.exec_module(filters)
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
 
 
+class HostVars(dict[str, Any]):
+    """As much of Ansible's as the filters use: hosts' variables by name, as they are kept."""
+
+    raw_get = dict.__getitem__
+
+
+def hostvars(*hosts: dict[str, Any], **of_all: Any) -> tuple[list[str], HostVars]:
+    """The first two arguments of a filter; ``of_all``: what tasks that ran once have left."""
+    return [each["inventory_hostname"] for each in hosts], HostVars(
+        {each["inventory_hostname"]: {**of_all, **each} for each in hosts}
+    )
+
+
 def host(name: str, skew: float = 0.0) -> dict[str, Any]:
-    node = {"name": name, "time": 100.5 + skew, "took": 1.0, "interfaces": []}
+    node = {"name": name, "time": 100.5 + skew, "took": 1.0, "interfaces": [], "k3s": {"role": "agent", "config": {}}}
     call = {"sent": 100.0, "received": 101.7}
     return {"inventory_hostname": name, "netmend_node_info": {"netmend_node": node, "netmend_call": call}}
 
 
 @pytest.fixture
 def facts() -> dict[str, Any]:
-    nodes = {name: host(name)["netmend_node_info"]["netmend_node"] for name in ADDRESSES}
     members = [{"name": name, "internal_ip": address, "labels": {}} for name, address in ADDRESSES.items()]
-    return {"expected_nodes": list(ADDRESSES), "nodes": nodes, "cluster": {"nodes": members}}
+    return {"expected_nodes": list(ADDRESSES), "cluster": {"nodes": members}}
+
+
+def test_facts_are_the_clusters_and_who_was_expected() -> None:
+    cluster = {"nodes": [], "services": [], "errors": []}
+    server = {**host("a"), "netmend_cluster_info": {"netmend_cluster": cluster}}
+    server["netmend_node_info"]["netmend_node"]["k3s"] = {"role": "server", "config": {"cluster-cidr": "10.99.0.0/16"}}
+    gone = {"inventory_hostname": "b", "netmend_node_info": {"unreachable": True, "msg": "gone"}}
+    found = filters.netmend_facts(*hostvars(server, gone))
+    assert (found["expected_nodes"], found["server"]) == (["a", "b"], "a")
+    assert found["cluster"]["cluster_cidr"] == "10.99.0.0/16"
+
+
+def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
+    refusing = {**host("a"), "netmend_cluster_info": {"msg": "no certificate"}}
+    with pytest.raises(filters.AnsibleFilterError, match="a: no certificate"):
+        filters.netmend_facts(*hostvars(refusing, host("b")))
 
 
 def test_all_nodes_get_one_moment_by_their_own_clocks(facts: dict[str, Any]) -> None:
-    orders = filters.netmend_underlay_plan(facts, [host("a"), host("b", skew=-20.0)])
+    skewed = hostvars(host("a"), host("b", skew=-20.0), netmend_facts=facts)
+    orders = filters.netmend_underlay_plan(*skewed)
     assert set(orders) == {"a", "b"}
     assert orders["a"]["run"] == orders["b"]["run"] != ""
     assert orders["b"]["start"] - orders["a"]["start"] == pytest.approx(-20.0, abs=0.7)
-    again = filters.netmend_underlay_plan(facts, [host("a"), host("b")])
-    assert again["a"]["run"] != orders["a"]["run"]
+    assert filters.netmend_underlay_plan(*skewed)["a"]["run"] != orders["a"]["run"]
 
 
 def test_a_single_node_measures_nothing(facts: dict[str, Any]) -> None:
-    del facts["nodes"]["b"]
-    assert filters.netmend_underlay_plan(facts, [host("a"), {"inventory_hostname": "b"}]) == {}
+    alone = hostvars(host("a"), {"inventory_hostname": "b"}, netmend_facts=facts)
+    assert filters.netmend_underlay_plan(*alone) == {}
 
 
 def test_a_diagnosis_says_which_overlays_can_work(
@@ -50,15 +78,17 @@ def test_a_diagnosis_says_which_overlays_can_work(
 ) -> None:
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
+    stored = {"netmend_facts": facts, "netmend_probes": {}}
     hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
-    judgement = filters.netmend_diagnose(facts, {}, hosts)
+    judgement = filters.netmend_diagnose(*hostvars(*hosts, **stored))
     assert (judgement["overlays"]["ipip"]["verdict"], judgement["overlays"]["ipip"]["mtu"]) == ("works", 1430)
     assert runs[0]["underlay"]["overlays"] == judgement["overlays"]
+    assert list(runs[0]["nodes"]) == list(ADDRESSES)
 
     hosts[1]["netmend_underlay"] = {"unreachable": True, "msg": "gone"}
-    assert filters.netmend_diagnose(facts, {}, hosts)["overlays"]["ipip"]["verdict"] == "unknown"
+    assert filters.netmend_diagnose(*hostvars(*hosts, **stored))["overlays"]["ipip"]["verdict"] == "unknown"
 
     skipped = [{**each, "netmend_underlay": {"skipped": True}} for each in hosts]
-    assert filters.netmend_diagnose(facts, {}, skipped)["overlays"] == {}
+    assert filters.netmend_diagnose(*hostvars(*skipped, **stored))["overlays"] == {}
     assert "underlay" not in runs[-1]

@@ -318,6 +318,21 @@ def test_summary_says_what_was_asked_of_whom_and_what_came_back() -> None:
     assert {check["pod"] for check in pods["checks"]} >= {"keybuzz/web-0"}
 
 
+def test_summary_has_the_loss_of_each_check_and_its_bounds() -> None:
+    probes = plan_matrix(NODES, CLUSTER, ["pod-pod"])
+    lossy = probes[-1]
+    observations: Any = [{"id": probe["id"], "outcome": "ok", "attempts": 20, "failed": 0} for probe in probes]
+    observations[-1].update(outcome="timeout", failed=4)
+    observations[0].update(outcome="timeout", failed=20)  # that is no loss, but an outage
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    row = matrix["rows"]["pod-pod"]
+    (loss,) = row["losses"]
+    check = row["checks"][loss["check"]]
+    asked = (lossy["source_node"], lossy["target_node"], lossy["protocol"])
+    assert (loss["source"], check["to"], check["protocol"]) == asked
+    assert (loss["attempts"], loss["failed"], loss["low"], loss["high"]) == (20, 4, 0.0807, 0.416)
+
+
 def test_summary_keeps_probes_apart_that_ask_alike() -> None:
     probe = {"row": "", "source_node": AGENT1, "protocol": "icmp", "address": "10.0.0.1"}
     probes: Any = [{**probe, "id": "one"}, {**probe, "id": "two"}]

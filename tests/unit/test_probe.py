@@ -6,6 +6,7 @@ The client's namespace is entered through the pid of a process in it, as a pod's
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import socket
 import ssl
@@ -571,6 +572,144 @@ def test_attempts_are_all_made_and_one_that_fails_is_told(client: int) -> None:
 
 def test_no_probes() -> None:
     assert run_probes([]) == []
+
+
+# --- asked again, rounds ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def every(count: int, port: int) -> Iterator[None]:
+    """Drops the first datagram to the port, and then each time as many have come."""
+    nth = ["-m", "statistic", "--mode", "nth", "--every", str(count), "--packet", "0"]
+    with rule(SERVER, "INPUT", "-p", "udp", "--dport", str(port), *nth, "-j", "DROP"):
+        yield
+
+
+def beside_others(client: int, protocol: str, port: int, rounds: int = 1, **more: Any) -> Observation:
+    """What a probe sees of which a node has others, that pass."""
+    probe: Probe = {"id": "it", "protocol": protocol, "address": SERVER_IP, "port": port, "source_pid": client}
+    probe.update({"timeout": 0.3, **more})  # type: ignore[typeddict-item]
+    others: list[Probe] = [
+        {"id": f"ping {number}", "protocol": "icmp", "address": SERVER_IP, "source_pid": client} for number in range(2)
+    ]
+    it, *pings = run_probes([probe, *others], rounds)
+    assert {ping["outcome"] for ping in pings} == {"ok"}
+    return it
+
+
+def test_a_datagram_that_is_lost_once_is_no_failure(client: int) -> None:
+    with listening(socket.SOCK_DGRAM, echo) as port, every(8, port):
+        observation = beside_others(client, "udp", port)
+    assert (observation["outcome"], observation["detail"]) == ("ok", "1 of 7 attempts: timeout, no answer")
+    assert (observation["attempts"], observation["failed"]) == (7, 1)
+    assert list(observation["ports"].values()) == [[2, 1]]
+    assert observation["rtt_ms"] < 300
+
+
+def test_loss_that_goes_on_is_one(client: int) -> None:
+    with listening(socket.SOCK_DGRAM, echo) as port, every(3, port):
+        observation = beside_others(client, "udp", port)
+    assert (observation["outcome"], observation["detail"]) == ("timeout", "3 of 7 attempts: no answer")
+
+
+def test_what_never_answers_says_so_as_before(client: int) -> None:
+    with listening(socket.SOCK_DGRAM, lambda sock: sock.recvfrom(2048)) as port:
+        observation = beside_others(client, "udp", port)
+    assert (observation["outcome"], observation["detail"], observation["failed"]) == ("timeout", "no answer", 7)
+
+
+def test_a_port_that_fails_is_asked_from_again(client: int) -> None:
+    """As where connection tracking has an entry that is stuck."""
+    stuck: list[int] = []
+
+    def answer_others(sock: socket.socket) -> None:
+        message, sender = sock.recvfrom(2048)
+        stuck[:] = stuck or [sender[1]]
+        if sender[1] not in stuck:
+            sock.sendto(message, sender)
+
+    with listening(socket.SOCK_DGRAM, answer_others) as port:
+        observation = beside_others(client, "udp", port)
+    assert (observation["outcome"], observation["detail"]) == ("timeout", "2 of 7 attempts: no answer")
+    assert observation["ports"] == {str(stuck[0]): [2, 2]}
+
+
+def counting(received: list[int]) -> Callable[[socket.socket], None]:
+    """Answers nobody, and notes the ports of those who ask."""
+    return lambda sock: received.append(sock.recvfrom(2048)[1][1])
+
+
+def test_where_most_probes_fail_none_is_asked_again(client: int) -> None:
+    received: list[int] = []
+    with listening(socket.SOCK_DGRAM, counting(received)) as port:
+        observation = observe(client, "udp", port, timeout=0.3)
+    assert len(received) == 1
+    assert "attempts" not in observation
+
+
+def test_where_more_fail_than_can_be_asked_again_at_once_none_is(client: int) -> None:
+    received: list[int] = []
+    probe: Probe = {"protocol": "udp", "address": SERVER_IP, "source_pid": client, "timeout": 0.3}
+    with listening(socket.SOCK_DGRAM, counting(received)) as silent, listening(socket.SOCK_DGRAM, echo) as port:
+        probes: list[Probe] = [
+            {**probe, "id": f"{number}", "port": silent if number % 2 else port} for number in range(8)
+        ]
+        run_probes(probes, concurrency=39)
+        assert len(received) == 4
+        run_probes(probes, concurrency=40)
+    assert len(received) == 4 + 4 + 4 * 6
+
+
+def test_what_is_to_be_blocked_and_is_not_is_no_chance(client: int) -> None:
+    with listening(socket.SOCK_DGRAM, echo) as port, every(2, port):
+        observation = beside_others(client, "udp", port, expect="blocked", rounds=2)
+    assert (observation["outcome"], observation["attempts"], observation["failed"]) == ("ok", 2, 1)
+
+
+def test_all_attempts_at_a_service_are_made_again(client: int) -> None:
+    """Each may have met another endpoint, and as many may be needed to meet that one."""
+    with listening(socket.SOCK_DGRAM, echo) as port, every(100, port):
+        observation = beside_others(client, "udp", port, attempts=12)
+    assert (observation["outcome"], observation["attempts"], observation["failed"]) == ("ok", 12 + 12 + 1, 1)
+
+
+def test_rounds_are_made_one_behind_the_other(client: int) -> None:
+    """Two in ten are lost, each at another moment."""
+    with listening(socket.SOCK_DGRAM, echo) as port, every(5, port):
+        observation = beside_others(client, "udp", port, rounds=10)
+    assert observation["outcome"] == "timeout"
+    assert (observation["attempts"], observation["failed"]) == (10 + 5 + 2, 4)
+
+
+def test_a_round_that_loses_one_of_many_is_no_failure(client: int) -> None:
+    with listening(socket.SOCK_DGRAM, echo) as port, every(100, port):
+        observation = beside_others(client, "udp", port, rounds=10)
+    assert (observation["outcome"], observation["attempts"], observation["failed"]) == ("ok", 10 + 5 + 1, 1)
+
+
+def test_the_endpoint_behind_a_service_is_told(namespace: Any) -> None:
+    """Of two, to which connections are led in turn, one refuses."""
+    namespace("ip", "link", "set", "lo", "up")
+    for address in ("10.42.0.1", "10.42.0.2", "10.42.0.3"):
+        namespace("ip", "addr", "add", address, "dev", "lo")
+    namespace("ip", "route", "add", "10.43.0.0/16", "dev", "lo", "src", "10.42.0.1")
+    to_service = ["iptables", "-w", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "-d", "10.43.0.7"]
+    turn = ["-m", "statistic", "--mode", "nth", "--every", "2", "--packet", "0"]
+    namespace(*to_service, *turn, "-j", "DNAT", "--to-destination", "10.42.0.2")
+    namespace(*to_service, "-j", "DNAT", "--to-destination", "10.42.0.3")
+    told = namespace.python(
+        "import json, socket, threading\n"
+        "from ansible.module_utils.netmend.probe import run_probes\n"
+        "server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "server.bind(('10.42.0.2', 0))\n"
+        "def serve():\n"
+        "    while True: server.sendto(*server.recvfrom(2048))\n"
+        "threading.Thread(target=serve, daemon=True).start()\n"
+        "probe = {'id': 'it', 'protocol': 'udp', 'address': '10.43.0.7', 'port': server.getsockname()[1],\n"
+        "         'timeout': 0.3, 'attempts': 6, 'target_service': 'default/web'}\n"
+        "print(json.dumps(run_probes([probe])[0]))"
+    )
+    assert json.loads(told)["endpoints"] == {"10.42.0.2": [3, 0], "10.42.0.3": [3, 3]}
 
 
 # --- namespaces ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Tuple
 from ..model import Pod, Probe, Remedy
 from ..parse.k3s import CNI_CONF_DIR
 from .calico_view import BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
-from .case import DROPPED, Case, contains, ids, is_private
+from .case import Case, contains, ids, is_private
 from .overlay import crossings, end_is_right
 from .path import Passage, Paths
 from .registry import CNI, FABRIC, FIREWALL, NODE, Suspicion, fault
@@ -131,7 +131,7 @@ def lost_in_public(case: Case, paths: Paths) -> Dict[Pair, List[Probe]]:
         if overlay
         and overlay.kind == "ipip"
         and not any(is_private(case.underlay_address(end, "ipip")) for end in (here, there))
-        and all(case.outcome(probe) in DROPPED for probe in probes)
+        and all(map(case.dropped, probes))
         and all(end_is_right(case, paths, *ends) for ends in ((here, there), (there, here)))
         and not any(paths.blocks(passage) for probe in probes for passage in paths.passages(probe))
     }

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from .. import plan
+from ..loss import Tally
 from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
@@ -42,6 +43,9 @@ class Case:
         }
         self.pods: Dict[str, Pod] = {f"{pod['namespace']}/{pod['name']}": pod for pod in self.cluster["pods"]}
         self._pods_by_ip = {pod["ip"]: pod for pod in self.cluster["pods"] if pod["ip"] and not pod["host_network"]}
+        self._pods_by_node: Dict[str, List[Pod]] = {}
+        for pod in self._pods_by_ip.values():
+            self._pods_by_node.setdefault(pod["node"], []).append(pod)
         self._nodes_by_ip = {node["internal_ip"]: name for name, node in self.members.items() if node["internal_ip"]}
         self._services = {
             (service["cluster_ip"], port["port"]): (service, port)
@@ -55,7 +59,7 @@ class Case:
             if port.get("nodePort")
         }
         self.failed = [probe for probe in run["probes"] if not self.met(probe)]
-        self._networks: Dict[str, List[Tuple[ipaddress.IPv4Network, Route]]] = {}
+        self._routes: Dict[str, List[Tuple[int, int, Route]]] = {}  # by node: mask, network, route
         self._devices: Dict[Tuple[str, str], str] = {}
         self._backends: Dict[str, str] = {}
 
@@ -64,6 +68,29 @@ class Case:
     def outcome(self, probe: Probe) -> str:
         observation = self.observations.get(probe["id"])
         return observation["outcome"] if observation else MISSING
+
+    def attempts(self, probe: Probe) -> Tally:
+        seen = self.observations.get(probe["id"], Observation())
+        return Tally(seen.get("attempts", 1), seen.get("failed", int(not self.met(probe))))
+
+    def comes_and_goes(self, probe: Probe) -> bool:
+        """Whether the probe failed, though some of its attempts passed."""
+        tally = self.attempts(probe)
+        return not self.met(probe) and tally.failed < tally.attempts
+
+    def dropped(self, probe: Probe) -> bool:
+        """Whether nothing came back, whenever it was asked."""
+        return self.outcome(probe) in DROPPED and not self.comes_and_goes(probe)
+
+    def led(self, probe: Probe) -> Dict[str, Tally]:
+        """The endpoints that a Service's address led to, as far as connection tracking told."""
+        seen = self.observations.get(probe["id"], Observation())
+        return {address: Tally(*tally) for address, tally in seen.get("endpoints", {}).items()}
+
+    def ports(self, probe: Probe) -> Dict[str, Tally]:
+        """The local ports from which attempts failed."""
+        seen = self.observations.get(probe["id"], Observation())
+        return {port: Tally(*tally) for port, tally in seen.get("ports", {}).items()}
 
     def passed(self, probe: Probe) -> int:
         """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
@@ -144,8 +171,12 @@ class Case:
     def internal_ip(self, node: str) -> str:
         return self.members[node]["internal_ip"] if node in self.members else ""
 
+    def pod_at(self, address: str) -> Optional[Pod]:
+        """The pod with an address of its own; None for a host's."""
+        return self._pods_by_ip.get(address)
+
     def pods_on(self, node: str) -> List[Pod]:
-        return [pod for pod in self._pods_by_ip.values() if pod["node"] == node]
+        return self._pods_by_node.get(node, [])
 
     def pod_address(self, node: str) -> str:
         """Of a pod there, else one that a pod there could have; "" where nothing is known."""
@@ -169,7 +200,7 @@ class Case:
 
     def routes(self, node: str, address: str) -> List[Route]:
         """Those of the node's main table that lead to the address, the one that it takes first."""
-        if node not in self._networks:
+        if node not in self._routes:
             routes = [
                 (network, route)
                 for route in self.nodes[node]["routes"]
@@ -177,9 +208,13 @@ class Case:
                 for network in [_network(route["destination"])]
                 if network
             ]
-            self._networks[node] = sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"]))
-        wanted = ipaddress.ip_address(address)
-        return [route for network, route in self._networks[node] if wanted in network]
+            # As numbers: on a few hundred nodes with as many routes each, this is what a diagnosis does most.
+            self._routes[node] = [
+                (int(network.netmask), int(network.network_address), route)
+                for network, route in sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"]))
+            ]
+        wanted = int(ipaddress.ip_address(address))
+        return [route for mask, network, route in self._routes[node] if wanted & mask == network]
 
     def tunnel_address(self, node: str, device: str) -> str:
         """The address that the node itself has in the overlay; its internal one where it has none."""

@@ -74,7 +74,7 @@ def unexplained(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
             + ", ".join(f"{count} {row}" for row, count in rows.most_common())
             + ".",
             *islice(overlay.clues(case, paths, left), MEASURED),
-            *_clues(case, paths, left),
+            *clues(case, paths, left),
             *(f"{probe['id']}: {case.outcome(probe)}." for probe in left[:EXAMPLES]),
         ],
         remedy=Remedy(role="", nodes=[], text="Nothing is changed for these."),
@@ -83,7 +83,7 @@ def unexplained(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
     )
 
 
-def _clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
+def clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
     """What the firewalls on their way say other than accept: a policy's verdict, or one that is not certain."""
     said = Counter(
         f"{passage.node}: {verdict.backend} {verdict}: {verdict.action}"

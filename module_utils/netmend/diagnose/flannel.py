@@ -48,9 +48,10 @@ def flannel_on_wrong_nic(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def stale_vxlan_peer(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """Flannel writes a peer's FDB and neighbour entries when the peer's annotations change or it starts itself, and
     does not look at them again (flannel-io/flannel, pkg/backend/vxlan/vxlan_network.go)."""
+    failing = {frozenset(flow.crosses) for probe in _failed(case, BLOCKED) for flow in paths.flows(probe)}
     for node in case.nodes:
         for peer in case.peers(node):
-            overlay = paths.overlay(node, peer)
+            overlay = paths.overlay(node, peer) if frozenset({node, peer}) in failing else None
             wrong = wrong_entries(case, node, peer, overlay.device) if overlay and overlay.kind == "vxlan" else []
             explained = _blocked_between(case, paths, {node, peer}) if wrong else frozenset()
             if not explained:

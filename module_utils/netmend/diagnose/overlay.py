@@ -86,7 +86,7 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
     """
     for (here, there), probes in crossings(case, paths).items():
         overlay = paths.overlay(here, there)
-        if not overlay or overlay.kind != kind or any(case.outcome(probe) not in DROPPED for probe in probes):
+        if not overlay or overlay.kind != kind or not all(map(case.dropped, probes)):
             continue
         both = ((here, there), (there, here))
         seen = [_measured(case, *ends, kind, overlay.port) for ends in both]

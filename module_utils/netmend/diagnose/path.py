@@ -190,7 +190,7 @@ class Paths:
             self._proven = {
                 passage
                 for probe in self.case.run["probes"]
-                if self.case.outcome(probe) == "ok" and len(self.flows(probe)) == 1
+                if (self.case.outcome(probe) == "ok" or self.case.comes_and_goes(probe)) and len(self.flows(probe)) == 1
                 for passage in self.passages(probe)
             }
         return self._proven

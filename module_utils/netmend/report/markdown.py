@@ -9,7 +9,7 @@ from ..model import Point
 from ..overlays import passing
 from . import Judgement, Named, Report
 from .changes import gathered
-from .matrix import named, sentences
+from .matrix import losses, named, sentences
 from .text import remedy, sampled
 
 PLACES = 12  # of a finding
@@ -30,6 +30,8 @@ def render(report: Report) -> str:
     parts += _matrix(report["now"], report["before"])
     if report["now"]["checklist"]:
         parts += _checklist(report["now"]["checklist"])
+    lost = losses(report["now"]["matrix"])
+    parts += ["## Lost now and then", "\n".join(f"- {_escaped(path)}" for path in lost)] if lost else []
     if report["now"]["overlays"]:
         found = passing(report["now"]["overlays"]) or ["None."]
         parts += ["## Overlays that can pass between all nodes", "\n".join(f"- {_escaped(each)}" for each in found)]

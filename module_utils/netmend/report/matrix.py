@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
+from ..loss import Tally, interval, wilson
 from ..model import Check, Matrix, Outcome, Row
 
 Pair = Tuple[str, str]  # source node, destination
@@ -100,6 +101,19 @@ def sentences(matrix: Matrix, name: str, most: int = 6) -> List[str]:
     """What fails in a row: "agent1 to agent2, server0: timeout (tcp/8080)"."""
     failed = failing(matrix, name)
     return [f"{path}: {_outcomes(failed, pairs)}" for path, pairs in _paths(stars(failed), most)]
+
+
+def losses(matrix: Matrix, most: int = 12) -> List[str]:
+    """What is lost now and then, the most first: "pod-pod agent1 to agent2 (tcp/8080): 4 of 20 (20 %, ...)"."""
+    found = [
+        (Tally(loss["attempts"], loss["failed"]), f"{name} {loss['source']} to {check['to']} ({asked(check)})")
+        for name, row in matrix["rows"].items()
+        for loss in row["losses"]
+        for check in [row["checks"][loss["check"]]]
+    ]
+    found.sort(key=lambda item: -wilson(item[0])[0])
+    more = [f"and {len(found) - most} more of the kind"] if len(found) > most else []
+    return [f"{path}: {interval(tally)}" for tally, path in found[:most]] + more
 
 
 def named(names: List[str], most: int) -> str:

@@ -9,7 +9,7 @@ from ..model import Row
 from ..overlays import TITLES
 from . import Judgement, Report
 from .changes import Same, gathered
-from .matrix import MEANINGS, sentences
+from .matrix import MEANINGS, losses, sentences
 from .text import sampled
 from .topology import Picture, picture
 
@@ -22,6 +22,7 @@ class Measurement(NamedTuple):
     judgement: Judgement
     picture: Picture
     failing: Dict[str, List[str]]  # row -> sentences
+    lost: List[str]
 
 
 class RowLine(NamedTuple):
@@ -39,7 +40,14 @@ def context(report: Report) -> Dict[str, Any]:
     return {
         "report": report,
         "measurements": [
-            Measurement(key, title, judgement, picture(report["nodes"], judgement["matrix"]), _failing(judgement))
+            Measurement(
+                key=key,
+                title=title,
+                judgement=judgement,
+                picture=picture(report["nodes"], judgement["matrix"]),
+                failing=_failing(judgement),
+                lost=losses(judgement["matrix"]),
+            )
             for key, title, judgement in judgements
             if judgement
         ],

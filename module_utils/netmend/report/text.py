@@ -8,7 +8,7 @@ from typing import Dict, Iterator, List, Optional
 from ..model import Coverage, Matrix, OverlayVerdict, Point, Remedy
 from ..overlays import passing
 from . import Change, Judgement, Named, Report
-from .matrix import Seen, cells, destinations, named, sentences
+from .matrix import Seen, cells, destinations, losses, named, sentences
 
 COLUMNS = 6  # destinations that fit side by side; what fails of more is told of in sentences
 SOURCES = 12  # the same below each other
@@ -21,6 +21,8 @@ def measured(judgement: Judgement) -> str:
     """The matrix and the findings, for a terminal of 120 columns."""
     lines = _matrix_lines(judgement["matrix"]) + _coverage_lines(judgement["coverage"])
     lines += _checklist_lines(judgement["checklist"])
+    lost = losses(judgement["matrix"])
+    lines += ["", "Lost now and then", *(f"  {path}" for path in lost)] if lost else []
     lines += _overlay_lines(judgement["overlays"]) if judgement["findings"] else []
     return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
 

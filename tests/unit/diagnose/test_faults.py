@@ -268,6 +268,18 @@ def unexplained(bench):
     return bench.fail(lambda probe: probe["id"] == "host-pod agent0>agent0 tcp/8080", "refused")
 
 
+def endpoint_fails(bench):
+    """Each endpoint was met twelve times, from each node and each of its pods."""
+    (web,) = [service for service in bench.run["cluster"]["services"] if service["name"] == "web"]
+    endpoints = {end["ip"]: [12, 12 if end["node"] == "agent1" else 0] for end in web["endpoints"]}
+    asked = {f"{start}-clusterip {node}>default/web tcp/80" for start in ("host", "pod") for node in NODES}
+    return bench.fail(lambda probe: probe["id"] in asked, attempts=36, failed=12, endpoints=endpoints)
+
+
+def fails_at_times(bench):
+    return bench.fail(lambda probe: probe["id"] == "host-pod agent0>agent0 tcp/8080", attempts=20, failed=5)
+
+
 PUBLIC = {"server0": "203.0.113.100", "agent0": "203.0.113.110", "agent1": "203.0.113.111"}
 
 
@@ -406,6 +418,8 @@ CASES = {
     "node-unreachable": Case(node_unreachable, ["agent1"], "", others=("node-not-ready",)),
     "node-not-ready": Case(node_not_ready, ["agent1"], ""),
     "api-unhealthy": Case(api_unhealthy, ["https://10.0.0.100:6443"], ""),
+    "endpoint-fails": Case(endpoint_fails, ["default/web"], ""),
+    "fails-at-times": Case(fails_at_times, ["agent0"], ""),
     "unexplained": Case(unexplained, ["agent0"], ""),
 }
 
@@ -443,6 +457,8 @@ APART = (
     "ipip-dropped-by-host",
     "coredns-unreachable",
     "node-unreachable",
+    "endpoint-fails",
+    "fails-at-times",
     "unexplained",
 )
 HIDDEN = (

@@ -17,6 +17,7 @@ from ansible.module_utils.netmend.report import judge, members, report, with_che
 
 TIME = "2026-11-21T03:12:45Z"
 Fails = Callable[[Any], str]  # probe -> outcome
+Loses = Callable[[Any], int]
 
 DETAILS = {"timeout": "no answer to SYN", "refused": "RST", "prohibited": "icmp admin-prohibited from 10.0.0.111"}
 
@@ -85,8 +86,10 @@ OVERLAYS: Any = {
 }
 
 
-def measured(count: int, fails: Fails | None = None, findings: Iterable[Any] = (), seed: int = 1) -> Any:
-    """A judgement; ``fails`` says what a probe's outcome is, "" for ok."""
+def measured(
+    count: int, fails: Fails | None = None, findings: Iterable[Any] = (), seed: int = 1, lost: Loses | None = None
+) -> Any:
+    """A judgement; ``fails`` says what a probe's outcome is, "" for ok, ``lost`` how many of 20 attempts are lost."""
     nodes, cluster = facts(count)
     probes = plan.plan_matrix(nodes, cluster)  # type: ignore[arg-type]
     figures = random.Random(seed)
@@ -98,6 +101,8 @@ def measured(count: int, fails: Fails | None = None, findings: Iterable[Any] = (
             seen["rtt_ms"] = figures.uniform(0.15, 2.4)
         if outcome == "ok" and probe["protocol"] == "mtu":
             seen["mtu"] = 1450
+        if lost:
+            seen.update(attempts=20, failed=lost(probe))
         results[probe["source_node"]]["observations"].append(seen)
     failed = [probe["id"] for probe in probes if fails and fails(probe)]
     explained: Any = [{**finding, "explains": failed} for finding in findings]
@@ -171,6 +176,18 @@ def mended(count: int, node: str = "") -> Any:
     found = finding([node])
     changes = [{"node": node, "role": "ufw", "diff": [CHANGE]}]
     return whole(measured(count, seed=2), measured(count, overlay_to(node), [found]), count, changes)
+
+
+def lossy(count: int) -> Any:
+    """From the last node to the others an attempt in five is lost, and one at all of another node's Services."""
+    *_, other, last = names(count)
+
+    def lost(probe: Any) -> int:
+        if probe["row"] == "pod-pod" and probe["source_node"] == last != probe["target_node"]:
+            return 4
+        return int(probe["row"] == "pod-clusterip" and probe["source_node"] == other)
+
+    return whole(measured(count, lambda probe: "timeout" if lost(probe) > 1 else "", lost=lost), None, count)
 
 
 def sick(count: int, fails: Fails, findings: Iterable[Any] = ()) -> Any:

@@ -158,6 +158,14 @@ def test_markdown_lists_the_points_of_a_checklist() -> None:
     assert "Checklist" not in markdown.render(SICK)
 
 
+def test_markdown_tells_what_is_lost() -> None:
+    text = markdown.render(sample.lossy(3))
+    assert (
+        "## Lost now and then\n\n- pod-pod k3s-worker-002 to k3s-master-01 (tcp/8080): 4 of 20 (20 %, 8.07 to" in text
+    )
+    assert "Lost now and then" not in markdown.render(SICK)
+
+
 def test_markdown_is_not_broken_by_what_is_in_it() -> None:
     text = markdown.render(odd())
     fence = ""

@@ -6,11 +6,12 @@ import itertools
 from typing import Any
 
 import pytest
-from ansible.module_utils.netmend.report.matrix import Star, failing, named, sentences, stars
+from ansible.module_utils.netmend.report.matrix import Star, failing, losses, named, sentences, stars
 from ansible.module_utils.netmend.report.topology import picture
 
 from tests.unit.report import sample
 
+WEB = "keybuzz/web"
 NODES = ("a", "b", "c", "d")
 
 
@@ -54,6 +55,19 @@ def test_sentences() -> None:
     assert sentences(every, "pod-pod", most=2) == [
         "each of k3s-master-01, k3s-master-02 and 7 more to each other: timeout (tcp/8080, mtu)"
     ]
+
+
+def test_what_is_lost_is_told_with_its_interval_the_surest_first() -> None:
+    matrix = sample.lossy(3)["now"]["matrix"]
+    told = losses(matrix)
+    assert told[0] == (
+        "pod-pod k3s-worker-002 to k3s-master-01 (tcp/8080): 4 of 20 (20 %, 8.07 to 41.6 % with 95 % confidence)"
+    )
+    assert [path.partition(" (")[0] for path in told[4:]] == [
+        f"pod-clusterip k3s-worker-001 to {service}" for service in ("default/kubernetes", "kube-system/kube-dns", WEB)
+    ]
+    assert losses(matrix, most=2) == [*told[:2], "and 5 more of the kind"]
+    assert losses(sample.measured(3)["matrix"]) == []
 
 
 def test_names() -> None:

@@ -208,6 +208,11 @@ def test_without_scripts(browser: Chrome, show: Open) -> None:
         assert part in text
 
 
+def test_what_is_lost_is_listed(browser: Chrome, show: Open) -> None:
+    show(sample.lossy(3))
+    assert "k3s-worker-002 to k3s-master-01 (tcp/8080): 4 of 20 (20 %, 8.07 to" in one(browser, "main").text
+
+
 def test_what_is_measured_is_text_and_no_markup(browser: Chrome, show: Open) -> None:
     found = {**sample.finding([HOSTILE], text=HOSTILE, command=HOSTILE), "title": HOSTILE, "evidence": [HOSTILE]}
     whole = sample.sick(3, sample.overlay_to("k3s-worker-002"), [found])

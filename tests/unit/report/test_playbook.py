@@ -24,11 +24,12 @@ def run(judgement: Any, directory: Path) -> subprocess.CompletedProcess[str]:
     names = sample.names(3)
     measured = {
         "netmend_now": judgement,
-        "netmend_facts": {"expected_nodes": names, "nodes": {name: {} for name in names}, "cluster": cluster},
+        "netmend_facts": {"expected_nodes": names, "cluster": cluster},
         "netmend_marks": [{"phase": "Probe", "at": 1.0}, {"phase": "Diagnose", "at": 2.5}],
         "ufw_result": {"changed": True, "diff": [sample.CHANGE]},
     }
-    hosts = {name: {"ansible_connection": "local", **measured} for name in names}
+    facts = {name: {"netmend_node_info": {"netmend_node": {"name": name}}} for name in names}
+    hosts = {name: {"ansible_connection": "local", **measured, **facts[name]} for name in names}
     inventory = directory / "inventory.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": hosts}}))
     return subprocess.run(

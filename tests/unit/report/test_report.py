@@ -24,6 +24,7 @@ def matrix(*outcomes: str) -> Any:
         "total": len(outcomes),
         "checks": [check for _ in outcomes],
         "sources": {"a": {"pod": "", "seen": list(map(distinct.index, outcomes)), "rtt_ms": [None] * len(outcomes)}},
+        "losses": [],
     }
     seen = [{"outcome": outcome, "detail": "", "met": outcome == "ok"} for outcome in distinct]
     return {"ok": row["ok"], "total": row["total"], "outcomes": seen, "rows": {"pod-pod": row}}
@@ -177,10 +178,11 @@ def schema() -> Draft202012Validator:
         sample.healthy(3),
         sample.mended(8),
         sample.checked(3),
+        sample.lossy(5),
         sample.sick(13, sample.overlay_to("k3s-worker-004"), [sample.finding(["k3s-worker-004"], command="ufw allow")]),
         said(SICK, None, [CHANGE], check_mode=True),
     ],
-    ids=["healthy", "mended", "checklist", "sick", "check mode"],
+    ids=["healthy", "mended", "checklist", "lossy", "sick", "check mode"],
 )
 def test_reports_are_as_the_schema_says(schema: Draft202012Validator, whole: Any) -> None:
     schema.validate(json.loads(json.dumps(whole)))

@@ -31,6 +31,12 @@ def test_what_check_mode_would_change() -> None:
     assert "Would change\n" in text.render(said(SICK, None, [change("a", "rule")], check_mode=True))
 
 
+def test_what_is_lost_now_and_then_is_told_even_where_all_is_as_expected() -> None:
+    assert "Lost now and then" not in text.measured(HEALTHY)
+    shown = text.measured(sample.measured(3, lost=lambda probe: int(probe["protocol"] == "icmp")))
+    assert "\nLost now and then\n  host-host k3s-master-01 to k3s-worker-001 (icmp): 1 of 20 (5 %, " in shown
+
+
 def test_overlays_are_named_where_one_does_not_pass() -> None:
     sick = sample.measured(3, findings=[sample.finding(["a"])])
     shown = text.measured(sick)
