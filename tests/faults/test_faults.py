@@ -114,9 +114,7 @@ def pair(request: pytest.FixtureRequest, lab: Lab, playbooks: Playbooks, rows: t
         assert undone.code == 0, undone.output
 
 
-def test_two_faults_at_once_are_named_and_mended(
-    pair: Pair, playbooks: Playbooks, rows: table.Rows
-) -> None:
+def test_two_faults_at_once_are_named_and_mended(pair: Pair, playbooks: Playbooks, rows: table.Rows) -> None:
     named = [NAMED[name][0] for name in pair]
     run = playbooks.run("fix_network.yml")
     rows["+".join(pair)] = table.row(named, run)
