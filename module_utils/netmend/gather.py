@@ -33,6 +33,11 @@ DATA = "/var/lib/rancher/k3s"  # K3s's data-dir, unless it is given another one
 PLUGINS = "/opt/cni/bin"  # of a CNI other than K3s's own
 FLANNEL_CNI = "agent/etc/cni/net.d"  # below K3s's data-dir
 FLANNEL = ("/run/flannel/subnet.env", "/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0")
+# What else is in these folders other networks of pods may use, too.
+CALICO = (
+    *(f"{k3s_files.CNI_CONF_DIR}/{name}" for name in ("10-calico.conflist", "calico-kubeconfig")),
+    *(f"{PLUGINS}/{name}" for name in ("calico", "calico-ipam")),
+)
 CERTIFICATES = ("agent", "server/tls", "server/tls/etcd", "server/tls/kube-*")  # below K3s's data-dir
 SYSCTLS = (
     "net/bridge/bridge-nf-call-*tables",
@@ -106,6 +111,7 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
     data = str(config.get("data-dir", DATA))
     facts["cni"] = source.attempt("cni", lambda: source.cni(data), NOTHING["cni"])
     facts["flannel"] = [path for path in (f"{data}/{FLANNEL_CNI}/10-flannel.conflist", *FLANNEL) if source.exists(path)]
+    facts["calico"] = [path for path in CALICO if source.exists(path)]
     facts["disk"] = source.attempt("disk", lambda: source.disk(data, PLUGINS), NOTHING["disk"])
     facts["certificates"] = source.certificates(data)
     facts["name"] = source.name(config)

@@ -197,6 +197,7 @@ class NodeFacts(TypedDict):
     k3s: K3s
     cni: Cni
     flannel: List[str]  # the files and directories of Flannel's that are there
+    calico: List[str]  # the files of Calico's that are there
     disk: Dict[str, Space]  # of the file systems that hold K3s's data and containerd's plugins, by path
     pods: List[PodProcess]
     certificates: List[Certificate]
@@ -215,6 +216,7 @@ class Node(TypedDict):
     pod_cidr: str
     ready: bool
     reason: str
+    network: str  # the reason of the condition NetworkUnavailable, as in CalicoIsUp; "" where there is none
     annotations: Dict[str, str]  # flannel.alpha.coreos.com/*, projectcalico.org/*, k3s.io/* only
     labels: Dict[str, str]
     version: str

@@ -33,6 +33,7 @@ def node(item: Object) -> Node:
         pod_cidr=spec.get("podCIDR", ""),
         ready=ready.get("status") == "True",
         reason=ready.get("reason", "no condition"),
+        network=_condition(status, "NetworkUnavailable").get("reason", ""),
         annotations={
             name: redact(name, value)
             for name, value in meta.get("annotations", {}).items()

@@ -5,10 +5,10 @@ Planned from where the swap stands, so that one that was interrupted goes on, an
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence, Tuple, TypedDict
+from typing import Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
-from .state import DROP_IN, WANTED, NodeState, State, is_canary, is_set
+from .state import DROP_IN, WANTED, Leftovers, State, is_back, is_canary, is_set
 
 CONFIG = "/etc/rancher/k3s/config.yaml"  # K3s's, unless it is given another one
 OVERLAYS = {"felix": "ipip", "bird": "ipip", "vxlan": "vxlan-4789"}  # backend -> as overlays.OVERLAYS has it
@@ -40,10 +40,19 @@ def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> L
     Servers come first, one by one: etcd can lose one, and agents take the settings over from any of them when they
     start. Then one agent alone, unless one is flipped already, and the others in batches.
     """
+    return _steps(cluster, [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])], batch, canary)
+
+
+def flip_back(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
+    """The nodes that are yet to have Flannel again, by the same steps."""
+    return _steps(cluster, [name for name, node in state["nodes"].items() if is_back(node)], batch, canary)
+
+
+def _steps(cluster: ClusterFacts, done: Collection[str], batch: int, canary: str) -> List[List[str]]:
     roles = {node["name"]: node["role"] for node in cluster["nodes"]}
-    servers = sorted(name for name, role in roles.items() if role == "server" and not _is_flipped(state, name))
-    agents = sorted(name for name, role in roles.items() if role == "agent" and not _is_flipped(state, name))
-    untried = agents and not any(roles[name] == "agent" for name in state["flipped"])
+    servers = sorted(name for name, role in roles.items() if role == "server" and name not in done)
+    agents = sorted(name for name, role in roles.items() if role == "agent" and name not in done)
+    untried = agents and not any(role == "agent" and name in done for name, role in roles.items())
     first = [canary if canary in agents else _least_busy(cluster, agents)] if untried else []
     others = [name for name in agents if name not in first]
     batches = [others[start : start + batch] for start in range(0, len(others), batch)]
@@ -94,10 +103,13 @@ def clean(state: State) -> Dict[str, List[Command]]:
 
     Empty while any pod has an address of before: it is answered by way of Flannel's routes, from every node.
     """
-    if state["phase"] != "leftovers":
-        return {}
-    plans = {name: _clean_node(node) for name, node in state["nodes"].items() if not node["leftovers"]["attached"]}
-    return {name: plan for name, plan in plans.items() if plan}
+    return _clean(state["phase"], {name: node["leftovers"] for name, node in state["nodes"].items()})
+
+
+def clean_back(state: State) -> Dict[str, List[Command]]:
+    """Node -> what takes away Calico's there, and nothing else. Empty while any pod has an address of before, or Felix
+    is there and would make it anew."""
+    return _clean(state["back"], {name: node["calico"] for name, node in state["nodes"].items()})
 
 
 def old_annotations(state: State) -> List[str]:
@@ -107,16 +119,43 @@ def old_annotations(state: State) -> List[str]:
     return sorted({name for node in state["nodes"].values() for name in node["leftovers"]["annotations"]})
 
 
-def _clean_node(node: NodeState) -> List[Command]:
+def old_annotations_back(state: State) -> List[str]:
+    """The same of Calico's."""
+    if state["back"] != "leftovers":
+        return []
+    return sorted({name for node in state["nodes"].values() for name in node["calico"]["annotations"]})
+
+
+def old_conditions_back(state: State) -> Dict[str, List[str]]:
+    """Node -> the types of the conditions that Calico left in its status, once they may be taken away.
+
+    Where calico-node ends, it says that the network is unavailable, which keeps new pods off the node. K3s's Flannel
+    says nothing of that, so that nobody would ever take it back.
+    """
+    if state["back"] != "leftovers":
+        return {}
+    return {name: node["calico"]["conditions"] for name, node in state["nodes"].items() if node["calico"]["conditions"]}
+
+
+def _clean(phase: str, leftovers: Mapping[str, Leftovers]) -> Dict[str, List[Command]]:
+    if phase != "leftovers":
+        return {}
+    plans = {name: _clean_node(found) for name, found in leftovers.items() if not found["attached"]}
+    return {name: plan for name, plan in plans.items() if plan}
+
+
+def _clean_node(found: Leftovers) -> List[Command]:
     """Rules first: FLANNEL-POSTRTG rewrites the sources of packets that Calico carries. A device takes its routes and
-    its FDB along."""
-    found = node["leftovers"]
-    routes = [route for route in found["routes"] if route.rpartition(" dev ")[2] not in found["devices"]]
+    its FDB along, and where it stays, its being down takes the routes; its address tells whose it is, and goes last."""
+    down = sorted({address.rpartition(" dev ")[2] for address in found["addresses"]})
+    routes = [route for route in found["routes"] if route.rpartition(" dev ")[2] not in (*found["devices"], *down)]
     return [
         *_restore(found["chains"], found["rules"]),
         *(_command("ipset", "destroy", name) for name in found["ipsets"]),
         *(_command("ip", "route", "del", *route.split()) for route in routes),
         *(_command("ip", "link", "del", device) for device in found["devices"]),
+        *(_command("ip", "link", "set", device, "down") for device in down),
+        *(_command("ip", "address", "del", *address.split()) for address in found["addresses"]),
         *(_command("rm", "-r", "--", path) for path in found["files"]),
     ]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterator, List, Mapping, Tuple, TypedDict
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple, TypedDict
 
 from ..diagnose.calico_view import View, of_flannel
 from ..diagnose.case import Case, contains
 from ..diagnose.control_plane import setting
 from ..diagnose.firewall import KUBE_ROUTER, policy_controller_is_off
-from ..model import ClusterFacts, Node, NodeFacts, Pod, Route, Rule, Run
+from ..model import ClusterFacts, Interface, Node, NodeFacts, Pod, Route, Rule, Run
+from ..ordered import TAG
 from ..parse.k3s import CNI_CONF_DIR
 
 DROP_IN = "90-netmend-cni.yaml"  # in config.yaml.d of every server
@@ -23,6 +24,15 @@ KUBE_ROUTER_COMMENT = "KUBE-ROUTER rule"
 KUBE_ROUTER_SETS = re.compile(r"(inet6:)?KUBE-(SRC|DST)-")  # pkg/controllers/netpol of cloudnativelabs/kube-router
 BRIDGE = "cni0"
 
+CALICO_ANNOTATION = "projectcalico.org/"
+CALICO_CHAINS = ("cali-",)
+# Felix's own rules in chains of others, and the one that lets pods of both networks meet while Flannel runs.
+CALICO_COMMENTS = ("cali:", f"{TAG}calico-beside-flannel")
+CALICO_SETS = "cali4"  # cali40, and cali4t while Felix fills one anew
+CALICO_ROUTES = ("80", "bird")  # who made them, as ip route calls it: Felix, BIRD
+CALICO_VETH = re.compile(r"cali[0-9a-f]{11}")  # on the host, of a pod
+CALICO_CONDITION = "NetworkUnavailable"
+
 
 class Setting(TypedDict):
     value: str
@@ -30,10 +40,11 @@ class Setting(TypedDict):
 
 
 class Leftovers(TypedDict):
-    """What is there of Flannel and of K3s's policy controller; as long as a node uses Flannel, it is in use."""
+    """What is there of a network of pods; as long as a node uses that network, it is in use."""
 
     devices: List[str]
-    attached: List[str]  # interfaces that hang on Flannel's bridge: some pod's
+    addresses: List[str]  # as ip address takes them; of devices that stay, and are taken down
+    attached: List[str]  # interfaces of pods that have it
     routes: List[str]  # as ip route takes them
     fdb: List[str]  # as bridge fdb takes them
     chains: Dict[str, List[str]]  # "nft filter" -> names
@@ -41,6 +52,7 @@ class Leftovers(TypedDict):
     ipsets: List[str]
     files: List[str]
     annotations: List[str]  # names, of the Node
+    conditions: List[str]  # types, of the Node's status
 
 
 class NodeState(TypedDict):
@@ -50,9 +62,11 @@ class NodeState(TypedDict):
     settings: Dict[str, Setting]  # flannel-backend and disable-network-policy
     drop_in: str  # a server's: "" for none, "waits" for a start of K3s, "overridden", "in force"
     calico_ready: bool  # of the pod calico-node
+    canary: bool  # an agent whose Flannel was given Calico's configuration
     tunnel: str  # Calico's device with an address of a pool; "" for none
     unrouted: List[str]  # nodes to whose pods Calico has no routes here
-    leftovers: Leftovers
+    leftovers: Leftovers  # of Flannel and of K3s's policy controller
+    calico: Leftovers
 
 
 class State(TypedDict):
@@ -60,9 +74,13 @@ class State(TypedDict):
 
     none: no Calico. installed: beside Flannel, which all nodes still use. flipping: some nodes are flipped, or about to
     be. pods: all are, and some pods have addresses of before. leftovers: of Flannel or the policy controller. done.
+
+    ``back`` is where a swap back stands. flipping: some nodes are not to use Flannel, or have not begun to. pods: all
+    use it, and some pods have addresses of before. calico: its objects are in the cluster. leftovers: on nodes. done.
     """
 
     phase: str
+    back: str
     pools: List[Dict[str, Any]]  # Calico's that give addresses: name and spec
     felix: Dict[str, Any]  # FelixConfiguration default: name and spec
     nodes: Dict[str, NodeState]  # those with facts
@@ -82,6 +100,7 @@ def read(nodes: Mapping[str, NodeFacts], cluster: ClusterFacts) -> State:
     unflipped = [name for name in case.members if name not in flipped]
     return State(
         phase=_phase(view, found, pods, flipped),
+        back=_back(view, found, pods),
         pools=view.pools,
         felix=next(felix, {}),
         nodes=found,
@@ -102,9 +121,19 @@ def left(state: State) -> List[str]:
     return [*state["pods"]["flannel"], *state["pods"]["other"]]
 
 
+def left_back(state: State) -> List[str]:
+    """Pods that are not on Flannel's network, and would be if they were made anew."""
+    return [*state["pods"]["calico"], *state["pods"]["other"]]
+
+
 def is_set(node: NodeState) -> bool:
     """Whether a server's configuration is as the drop-in wants it, whatever says so."""
     return all(node["settings"][key]["value"] == value for key, value in WANTED.items())
+
+
+def is_back(node: NodeState) -> bool:
+    """Whether Flannel gives pods their addresses there, and goes on to after another start."""
+    return not node["flipped"] and not node["drop_in"] and not node["canary"]
 
 
 def is_canary(facts: NodeFacts) -> bool:
@@ -127,6 +156,17 @@ def _phase(view: View, nodes: Dict[str, NodeState], pods: Dict[str, List[Pod]], 
     if pods["flannel"] or pods["other"]:
         return "pods"
     return "leftovers" if any(has_leftovers(node["leftovers"]) for node in nodes.values()) else "done"
+
+
+def _back(view: View, nodes: Dict[str, NodeState], pods: Dict[str, List[Pod]]) -> str:
+    if not all(name in nodes and is_back(nodes[name]) for name in view.case.members):
+        return "flipping"
+    objects = bool(view.case.cluster["calico"])
+    if not objects and not any(has_leftovers(node["calico"]) for node in nodes.values()):
+        return "done"
+    if pods["calico"] or pods["other"]:
+        return "pods"
+    return "calico" if objects else "leftovers"
 
 
 def _backwards(view: View, nodes: Dict[str, NodeState], on_calico: List[Pod]) -> Iterator[str]:
@@ -171,11 +211,13 @@ def _node(view: View, name: str) -> NodeState:
         settings=settings,
         drop_in=_drop_in(facts, settings),
         calico_ready=bool(agent and agent["ready"]),
+        canary=is_canary(facts),
         tunnel=_tunnel(view, facts),
         unrouted=[
             peer for peer in case.members if peer != name and (not view.blocks(peer) or view.missing(name, peer))
         ],
-        leftovers=_leftovers(case, member),
+        leftovers=_of_flannel(case, member),
+        calico=_of_calico(view, member),
     )
 
 
@@ -204,22 +246,29 @@ def _drop_in(facts: NodeFacts, settings: Dict[str, Setting]) -> str:
 
 def _tunnel(view: View, facts: NodeFacts) -> str:
     for interface in facts["interfaces"]:
-        if (interface["kind"], interface["name"]) in (("ipip", "tunl0"), ("vxlan", "vxlan.calico")):
+        if _is_tunnel(interface):
             own = (address.partition("/")[0] for address in interface["addresses"])
             if any(contains(pool["cidr"], address) for address in own for pool in view.pools):
                 return interface["name"]
     return ""
 
 
-def _leftovers(case: Case, member: Node) -> Leftovers:
+def _is_tunnel(interface: Interface) -> bool:
+    return (interface["kind"], interface["name"]) in (("ipip", "tunl0"), ("vxlan", "vxlan.calico"))
+
+
+def _of_flannel(case: Case, member: Node) -> Leftovers:
     """The policy controller's chains and sets are no leftovers while it is on."""
     name = member["name"]
     facts = case.nodes[name]
     devices = [each["name"] for each in facts["interfaces"] if _is_device(each["name"], each["kind"])]
-    chains, rules = _firewall(case, name)
+    off = policy_controller_is_off(case)
+    comments = (*FLANNEL_COMMENTS, *((KUBE_ROUTER_COMMENT,) if off else ()))
+    chains, rules = _firewall(case, name, (*FLANNEL_CHAINS, *(KUBE_ROUTER if off else ())), comments)
     ipsets = [each for each in facts["ipsets"] if KUBE_ROUTER_SETS.match(each)]
     return Leftovers(
         devices=devices,
+        addresses=[],
         attached=[each["name"] for each in facts["interfaces"] if each["master"] == BRIDGE],
         routes=[_route(route) for route in facts["routes"] if _is_route(case, name, route)],
         fdb=[
@@ -229,10 +278,50 @@ def _leftovers(case: Case, member: Node) -> Leftovers:
         ],
         chains=chains,
         rules=rules,
-        ipsets=sorted(ipsets) if policy_controller_is_off(case) else [],
+        ipsets=sorted(ipsets) if off else [],
         files=facts["flannel"],
         annotations=sorted(each for each in member["annotations"] if each.startswith(FLANNEL_ANNOTATION)),
+        conditions=[],
     )
+
+
+def _of_calico(view: View, member: Node) -> Leftovers:
+    """The kernel keeps tunl0 as long as IPIP is loaded, and a node may have it without Calico: there, it is the address
+    that tells. Calico's definitions may have gone, and its pools with them: cluster-cidr holds them."""
+    case, name = view.case, member["name"]
+    facts = case.nodes[name]
+    networks = [case.cluster["cluster_cidr"], *(pool["cidr"] for pool in view.pools)]
+    tunnels = [each for each in facts["interfaces"] if _is_tunnel(each)]
+    chains, rules = _firewall(case, name, CALICO_CHAINS, CALICO_COMMENTS)
+    return Leftovers(
+        devices=[each["name"] for each in tunnels if each["kind"] == "vxlan"],
+        addresses=[
+            f"{address} dev {each['name']}"
+            for each in tunnels
+            if each["kind"] == "ipip"
+            for address in each["addresses"]
+            if _is_inside(networks, address)
+        ],
+        attached=[each["name"] for each in facts["interfaces"] if CALICO_VETH.fullmatch(each["name"])],
+        routes=[
+            _route(route)
+            for route in facts["routes"]
+            if route["table"] == "main"
+            and route["protocol"] in CALICO_ROUTES
+            and _is_inside(networks, route["destination"])
+        ],
+        fdb=[],  # with the device
+        chains=chains,
+        rules=rules,
+        ipsets=sorted(each for each in facts["ipsets"] if each.startswith(CALICO_SETS)),
+        files=facts["calico"],
+        annotations=sorted(each for each in member["annotations"] if each.startswith(CALICO_ANNOTATION)),
+        conditions=[CALICO_CONDITION] if member["network"].startswith("Calico") else [],
+    )
+
+
+def _is_inside(networks: Iterable[str], address: str) -> bool:
+    return any(contains(network, address.partition("/")[0]) for network in networks)
 
 
 def _is_device(name: str, kind: str) -> bool:
@@ -252,18 +341,19 @@ def _is_route(case: Case, node: str, route: Route) -> bool:
 
 
 def _route(route: Route) -> str:
+    if route["type"] == "blackhole":
+        return f"blackhole {route['destination']} proto {route['protocol']}"
     gateway = f" via {route['gateway']}" if route["gateway"] else ""
     return f"{route['destination']}{gateway} dev {route['device']}"
 
 
-def _firewall(case: Case, node: str) -> Tuple[Dict[str, List[str]], Dict[str, List[str]]]:
-    """Chains, and the rules of other chains that lead into them or go with them."""
-    off = policy_controller_is_off(case)
-    prefixes = (*FLANNEL_CHAINS, *(KUBE_ROUTER if off else ()))
+def _firewall(
+    case: Case, node: str, prefixes: Tuple[str, ...], comments: Tuple[str, ...]
+) -> Tuple[Dict[str, List[str]], Dict[str, List[str]]]:
+    """Chains, and the rules of other chains that lead into them or, by their comments, go with them."""
 
     def goes(rule: Rule) -> bool:
-        with_controller = off and rule["comment"].startswith(KUBE_ROUTER_COMMENT)
-        return (rule["target"] or "").startswith(prefixes) or rule["comment"] in FLANNEL_COMMENTS or with_controller
+        return (rule["target"] or "").startswith(prefixes) or rule["comment"].startswith(comments)
 
     chains: Dict[str, List[str]] = {}
     rules: Dict[str, List[str]] = {}
