@@ -150,11 +150,7 @@ def netmend_swap(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict
 
     ``steps`` are nodes to be flipped at once; ``commands`` take away what is left of Flannel, by node.
     """
-    hosts = _hosts(names, hostvars)
-    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
-    underlay = _underlay(hosts, [node["name"] for node in cluster["nodes"]])
-    want = gates.Wanted(**_plain(wanted))
-    asked = nodes, cluster, underlay, want
+    asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
     refusals = [refusal["message"] for refusal in gates.gates(*asked)]
     if refusals:
         return {"refusals": refusals}
@@ -166,10 +162,44 @@ def netmend_swap(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict
         "options": gates.options(want, cluster, underlay)._asdict(),
         "canary": order.canary(standing, nodes, cluster, want.canary),
         "steps": order.flip(standing, cluster, want.batch, want.canary),
-        "drop_ins": {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()},
+        "drop_ins": _drop_ins(nodes),
         "commands": order.clean(standing),
         "annotations": order.old_annotations(standing),
     }
+
+
+def netmend_swap_back(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for the way back: ``commands``, ``annotations`` and ``patches`` (of Nodes) take away what is left of
+    Calico, and ``cidrs`` are the networks that pods have their addresses from then."""
+    asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
+    refusals = [refusal["message"] for refusal in gates.gates_back(*asked)]
+    if refusals:
+        return {"refusals": refusals}
+    standing = state.read(nodes, cluster)
+    pools = [pool["cidr"] for pool in standing["pools"]]
+    return {
+        "refusals": [],
+        "notes": gates.notes_back(*asked),
+        "phase": standing["back"],
+        "options": {**gates.options(want, cluster, underlay)._asdict(), **({"pool": pools[0]} if pools else {})},
+        "cidrs": [node["pod_cidr"] for node in cluster["nodes"]],
+        "steps": order.flip_back(standing, cluster, want.batch, want.canary),
+        "drop_ins": _drop_ins(nodes),
+        "commands": order.clean_back(standing),
+        "annotations": order.old_annotations_back(standing),
+        "patches": order.patches_back(standing),
+    }
+
+
+def _asked(hosts: list[Any], wanted: Mapping[str, Any]) -> tuple[Any, Any, Any, gates.Wanted]:
+    """Nodes, cluster, underlay and what is wanted, as the gates take them."""
+    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
+    underlay = _underlay(hosts, [node["name"] for node in cluster["nodes"]])
+    return nodes, cluster, underlay, gates.Wanted(**_plain(wanted))
+
+
+def _drop_ins(nodes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()}
 
 
 def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -291,6 +321,7 @@ class FilterModule:
             "netmend_report": netmend_report,
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
             "netmend_swap": netmend_swap,
+            "netmend_swap_back": netmend_swap_back,
             "netmend_text": text.render,
             "netmend_ufw_rules": required_rules,
         }

@@ -1,4 +1,6 @@
-"""What forbids a swap of Flannel for Calico, or to go on with one: each refusal names where, and says what to do. Pure.
+"""What forbids a swap of Flannel for Calico or one back, or to go on with it. Pure.
+
+Each refusal names where, and says what to do.
 
 None of it asks the overlay: a cluster whose VXLAN does not pass, with pods that are not Ready for it, is one that a
 swap may help.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, TypedDict
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, TypedDict
 
 from .. import overlays, sample
 from ..calico_manifest import VERSIONS, ManifestError, Options, check
@@ -19,7 +21,7 @@ from ..gather import DATA, PLUGINS
 from ..model import ClusterFacts, Node, NodeFacts, Underlay
 from ..parse.k3s import CNI_CONF_DIR
 from .order import OVERLAYS, drop_in, mtu
-from .state import DROP_IN, WANTED, State, case_of, drop_in_of, left, read
+from .state import DROP_IN, WANTED, State, case_of, drop_in_of, is_canary, left, left_back, read
 
 K3S = ((1, 31), (1, 36))  # the oldest and the newest that are known
 NAMESPACE = "kube-system"  # of calico-node, by Calico's own manifest
@@ -35,7 +37,11 @@ FOREIGN_DAEMONSETS = re.compile(
 FOREIGN_DEVICES = re.compile(r"cilium_\w+|weave|kube-bridge|antrea-\w+|ovn0")
 # Plugins that go with any network.
 HELPERS = {"portmap", "bandwidth", "tuning", "loopback", "firewall", "sbr"}
+# flannel-backend of K3s -> as overlays.OVERLAYS has it.
+FLANNEL = {"vxlan": "vxlan-8472", "wireguard-native": "wireguard", "host-gw": "host-gw"}
 BGP = "tcp-179"  # as underlay_packets.KINDS has it
+BY_HAND = "its pods could not be told from Flannel's, so go back by new nodes"
+REOPEN = "Let them pass first, or set insist where you know that they will."
 PAIRS = 3  # that a sentence tells of
 
 # Facts without which it is not known where the swap stands.
@@ -56,10 +62,12 @@ class Wanted:
     private_cidr: str = ""  # that nodes have the addresses in which tunnels end; "": their InternalIPs
     batch: int = 5  # agents that are flipped at once
     canary: str = ""  # the agent that is flipped first; "": one is chosen
+    flannel: str = "vxlan"  # on the way back, the flannel-backend that the servers' other configuration leads to
+    insist: bool = False  # on the way back, to go even where that backend's packets were not seen to pass
 
 
 class Refusal(TypedDict):
-    gate: str  # a key of GATES
+    gate: str  # a key of GATES or GATES_BACK
     message: str
 
 
@@ -67,7 +75,12 @@ class _Swap:
     """What a gate looks at."""
 
     def __init__(
-        self, nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, underlay: Optional[Underlay], wanted: Wanted
+        self,
+        nodes: Mapping[str, NodeFacts],
+        cluster: ClusterFacts,
+        underlay: Optional[Underlay],
+        wanted: Wanted,
+        back: bool = False,
     ) -> None:
         self.nodes = nodes
         self.cluster = cluster
@@ -75,6 +88,8 @@ class _Swap:
         self.wanted = wanted
         self.members: Dict[str, Node] = {node["name"]: node for node in cluster["nodes"]}
         self.state: State = read(nodes, cluster)
+        self.flips = self.state["back" if back else "phase"] == "flipping"
+        self.replaced = left_back(self.state) if back else left(self.state)
         self.case = case_of(nodes, cluster)
 
 
@@ -82,11 +97,21 @@ def gates(
     nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, underlay: Optional[Underlay], wanted: Wanted
 ) -> List[Refusal]:
     """Why a swap must not begin or go on; empty where it may. underlay: None where it was not measured."""
-    swap = _Swap(nodes, cluster, underlay, wanted)
+    return _refusals(_Swap(nodes, cluster, underlay, wanted), GATES)
+
+
+def gates_back(
+    nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, underlay: Optional[Underlay], wanted: Wanted
+) -> List[Refusal]:
+    """Why a swap back must not begin or go on. What is wanted is what was for the swap."""
+    return _refusals(_Swap(nodes, cluster, underlay, wanted, back=True), GATES_BACK)
+
+
+def _refusals(swap: _Swap, through: Mapping[str, Callable[[_Swap], Iterator[str]]]) -> List[Refusal]:
     wrong = [Refusal(gate="wanted", message=message) for message in _wanted(swap)]
     if wrong:
         return wrong
-    return [Refusal(gate=name, message=message) for name, gate in GATES.items() for message in gate(swap)]
+    return [Refusal(gate=name, message=message) for name, gate in through.items() for message in gate(swap)]
 
 
 def notes(
@@ -94,10 +119,7 @@ def notes(
 ) -> List[str]:
     """What forbids nothing, and a person should know before."""
     swap = _Swap(nodes, cluster, underlay, wanted)
-    servers = [name for name, node in swap.members.items() if node["role"] == "server"]
-    found = []
-    if len(servers) == 1:
-        found.append(f"{servers[0]} is the only server: the API is away while it restarts, and pods go on running.")
+    found = _only_server(swap)
     kind, pairs = _kind(wanted.backend), underlay["pairs"] if underlay else {}
     dropping = {
         _ends(pair)[1]
@@ -109,6 +131,21 @@ def notes(
             f"{name}'s own firewall drops {overlays.label(kind)} now; Felix is going to accept them before it."
         )
     return found
+
+
+def notes_back(
+    nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, underlay: Optional[Underlay], wanted: Wanted
+) -> List[str]:
+    """The same, before a swap back."""
+    swap = _Swap(nodes, cluster, underlay, wanted, back=True)
+    insisted = [f"It is insisted on, and so goes on although: {message}" for message in _flannel(swap) if wanted.insist]
+    return [*_only_server(swap), *insisted]
+
+
+def _only_server(swap: _Swap) -> List[str]:
+    servers = [name for name, node in swap.members.items() if node["role"] == "server"]
+    alone = "is the only server: the API is away while it restarts, and pods go on running."
+    return [f"{servers[0]} {alone}"] if len(servers) == 1 else []
 
 
 def pool(wanted: Wanted, cluster: ClusterFacts) -> str:
@@ -143,6 +180,8 @@ def _wanted(swap: _Swap) -> Iterator[str]:
         yield f"{error}."
     except ValueError as error:
         yield f"private_cidr must be an IPv4 network: {error}."
+    if wanted.flannel not in FLANNEL:
+        yield f"flannel must be one of {', '.join(FLANNEL)}, and is {wanted.flannel!r}."
     if wanted.batch < 1:
         yield f"batch must be 1 or more, and is {wanted.batch}."
     agents = [name for name, node in swap.members.items() if node["role"] == "agent"]
@@ -203,9 +242,8 @@ def _etcd(swap: _Swap) -> Iterator[str]:
 
 def _servers(swap: _Swap) -> Iterator[str]:
     """Between two servers' flips they differ in what the drop-in says."""
-    under_way = swap.state["phase"] == "flipping"
     for key, said in disagreements(swap.nodes).items():
-        if not (under_way and key in WANTED):
+        if not (swap.flips and key in WANTED):
             yield f"The servers disagree on {key} ({said}): give it one value on all, and restart them one by one."
 
 
@@ -231,6 +269,16 @@ def _wins(source: str, path: str) -> bool:
     return source == "ExecStart" or (source.startswith(f"{folder}/") and source > path)
 
 
+def _kept_away(swap: _Swap) -> Iterator[str]:
+    """What the drop-in hides is not known: where something does, K3s's next start shows it, and the run ends there."""
+    for name, node in swap.state["nodes"].items():
+        backend = node["settings"]["flannel-backend"]
+        path, _ = drop_in(swap.nodes[name])
+        if node["role"] == "server" and backend["value"] == "none" and backend["source"] != path:
+            where = swap.nodes[name]["k3s"]["unit"] if backend["source"] == "ExecStart" else backend["source"]
+            yield f"{name}: flannel-backend is none in {where}, and not by {DROP_IN} alone: take it out there."
+
+
 def _disk(swap: _Swap) -> Iterator[str]:
     """Where Calico runs already, its images are there."""
     for name, facts in swap.nodes.items():
@@ -253,7 +301,7 @@ def _disk(swap: _Swap) -> Iterator[str]:
 def _budgets(swap: _Swap) -> Iterator[str]:
     """By what they ask for, and not by how many pods are Ready now. A budget that was not counted yet asks for none."""
     pods = {f"{pod['namespace']}/{pod['name']}": pod for pod in swap.cluster["pods"]}
-    replaced = [pods[name] for name in left(swap.state)]
+    replaced = [pods[name] for name in swap.replaced]
     for budget in swap.cluster["disruption_budgets"]:
         concerned = [
             pod
@@ -301,7 +349,7 @@ def _foreign(swap: _Swap) -> Iterator[str]:
         networks = {**{f"{cni['conf_dir']}/{file}": each for file, each in cni["networks"].items()}, **cni["unread"]}
         for path, network in networks.items():
             kinds = [str(plugin.get("type", "")) for plugin in plugins_of(network)]
-            others = sorted({kind or "unknown" for kind in kinds} - HELPERS - {_expected(path)})
+            others = sorted({kind or "unknown" for kind in kinds} - HELPERS - _expected(path, facts))
             if others:
                 yield f"{name}: {path} is of the network plugin {', '.join(others)}: remove that network first."
         for interface in facts["interfaces"]:
@@ -309,18 +357,27 @@ def _foreign(swap: _Swap) -> Iterator[str]:
                 yield f"{name}: the device {interface['name']} is of another network of pods: remove that first."
 
 
-def _expected(path: str) -> str:
-    """Embedded in K3s, Flannel has a folder of its own; what else is in containerd's default one has to be Calico."""
-    return "calico" if path.startswith(f"{CNI_CONF_DIR}/") else "flannel"
+def _expected(path: str, facts: NodeFacts) -> Set[str]:
+    """Embedded in K3s, Flannel has a folder of its own; what else is in containerd's default one has to be Calico. A
+    canary has Calico's configuration in Flannel's folder."""
+    if path.startswith(f"{CNI_CONF_DIR}/"):
+        return {"calico"}
+    return {"flannel", "calico"} if is_canary(facts) else {"flannel"}
 
 
-def _calico(swap: _Swap) -> Iterator[str]:
-    """What is there of Calico has to be what is wanted."""
+def _running(swap: _Swap) -> Iterator[str]:
+    """The Calico that runs has to be the one that is wanted."""
     node, wanted = swap.cluster["calico"].get("node", {}), swap.wanted
     if node and node["namespace"] != NAMESPACE:
         yield f"Calico runs in {node['namespace']}, and not by its own manifest: remove it, or leave the swap to it."
     elif node and node["version"] != wanted.version:
         yield f"Calico {node['version']} runs, and {wanted.version} is wanted: ask for the one that runs."
+
+
+def _calico(swap: _Swap) -> Iterator[str]:
+    """What is there of Calico has to be what is wanted."""
+    yield from _running(swap)
+    wanted = swap.wanted
     expected = {
         "cidr": pool(wanted, swap.cluster),
         "blockSize": wanted.block_size,
@@ -364,6 +421,25 @@ def _pool(swap: _Swap) -> Iterator[str]:
             f"The pool {wanted} has {_blocks(wanted, swap)} blocks of /{swap.wanted.block_size}, and each of "
             f"{len(swap.members)} nodes needs one: take a larger pool or smaller blocks."
         )
+
+
+def _podcidrs(swap: _Swap) -> Iterator[str]:
+    """By its address it is known which network a pod has, also when Calico's pools have gone."""
+    for name, node in swap.members.items():
+        if not node["pod_cidr"]:
+            yield f"{name} has no podCIDR, from which Flannel would give addresses: see why K3s gave it none."
+    cluster = Network(swap.cluster["cluster_cidr"])
+    for each in swap.state["pools"]:
+        network = Network(each["cidr"])
+        if not network.subnet_of(cluster):
+            yield f"Calico's pool {each['name']} ({network}) is not inside cluster-cidr {cluster}: {BY_HAND}."
+        shared = [name for name, node in swap.members.items() if _overlap(node["pod_cidr"], network)]
+        if shared:
+            yield f"Calico's pool {each['name']} ({network}) overlaps the podCIDR of {_few(shared)}: {BY_HAND}."
+
+
+def _overlap(podcidr: str, network: Network) -> bool:
+    return bool(podcidr) and ":" not in podcidr and Network(podcidr).overlaps(network)
 
 
 def _free(cluster: Network, podcidrs: List[Network], swap: _Swap) -> str:
@@ -432,11 +508,36 @@ def _underlay(swap: _Swap) -> Iterator[str]:
         return
     for kind in (_kind(swap.wanted.backend), *([BGP] if swap.wanted.backend == "bird" else [])):
         stopped = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, kind)]
-        if not stopped:
-            continue
-        seen = [overlays.sentence(swap.underlay["pairs"], *_ends(pair), kind) for pair in stopped[:PAIRS]]
-        more = f" {len(stopped) - PAIRS} more pairs are like that." if len(stopped) > PAIRS else ""
-        yield f"{_capital(overlays.label(kind))} do not pass. {' '.join(seen)}{more} {_instead(swap, kind, stopped)}"
+        if stopped:
+            yield f"{_not_passing(swap, kind, stopped)} {_instead(swap, kind, stopped)}"
+
+
+def _flannel_passes(swap: _Swap) -> Iterator[str]:
+    if not swap.wanted.insist:
+        yield from _flannel(swap)
+
+
+def _flannel(swap: _Swap) -> Iterator[str]:
+    """Every kind of packet that Flannel's backend needs, on every pair that was measured."""
+    yield from _measured(swap)
+    settings = [node["settings"] for node in swap.state["nodes"].values() if node["role"] == "server"]
+    said = {each["flannel-backend"]["value"] for each in settings} - {"none"}
+    backend = min(said, default=swap.wanted.flannel)
+    if backend not in FLANNEL:
+        yield f"flannel-backend is {backend}, and {', '.join(FLANNEL)} are known: choose one of these."
+    elif swap.underlay:
+        kind = overlays.OVERLAYS[FLANNEL[backend]][0]
+        pairs = swap.underlay["pairs"]
+        stopped = [pair for pair, each in pairs.items() if each["kinds"][kind]["verdict"] != "passes"]
+        if stopped:
+            yield f"{_not_passing(swap, kind, stopped)} {REOPEN}"
+
+
+def _not_passing(swap: _Swap, kind: str, stopped: List[str]) -> str:
+    assert swap.underlay
+    seen = [overlays.sentence(swap.underlay["pairs"], *_ends(pair), kind) for pair in stopped[:PAIRS]]
+    more = f" {len(stopped) - PAIRS} more pairs are like that." if len(stopped) > PAIRS else ""
+    return f"{_capital(overlays.label(kind))} do not pass. {' '.join(seen)}{more}"
 
 
 def _instead(swap: _Swap, kind: str, stopped: List[str]) -> str:
@@ -517,4 +618,18 @@ GATES: Dict[str, Callable[[_Swap], Iterator[str]]] = {
     "measured": _measured,
     "underlay": _underlay,
     "mtu": _mtu,
+}
+
+# Another run is refused by the lease, which is taken before anything is changed.
+GATES_BACK: Dict[str, Callable[[_Swap], Iterator[str]]] = {
+    "versions": _versions,
+    "nodes": _nodes,
+    "etcd": _etcd,
+    "servers": _servers,
+    "foreign": _foreign,
+    "calico": _running,
+    "podcidrs": _podcidrs,
+    "overridden": _kept_away,
+    "budgets": _budgets,
+    "flannel": _flannel_passes,
 }

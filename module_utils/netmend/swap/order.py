@@ -5,7 +5,7 @@ Planned from where the swap stands, so that one that was interrupted goes on, an
 
 from __future__ import annotations
 
-from typing import Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
+from typing import Any, Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
 from .state import DROP_IN, WANTED, Leftovers, State, is_back, is_canary, is_set
@@ -40,7 +40,9 @@ def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> L
     Servers come first, one by one: etcd can lose one, and agents take the settings over from any of them when they
     start. Then one agent alone, unless one is flipped already, and the others in batches.
     """
-    return _steps(cluster, [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])], batch, canary)
+    return _steps(
+        cluster, [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])], batch, canary
+    )
 
 
 def flip_back(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
@@ -126,15 +128,19 @@ def old_annotations_back(state: State) -> List[str]:
     return sorted({name for node in state["nodes"].values() for name in node["calico"]["annotations"]})
 
 
-def old_conditions_back(state: State) -> Dict[str, List[str]]:
-    """Node -> the types of the conditions that Calico left in its status, once they may be taken away.
+def patches_back(state: State) -> Dict[str, Dict[str, Any]]:
+    """Node -> the strategic merge patch of its status that takes away the conditions that Calico left there.
 
     Where calico-node ends, it says that the network is unavailable, which keeps new pods off the node. K3s's Flannel
     says nothing of that, so that nobody would ever take it back.
     """
     if state["back"] != "leftovers":
         return {}
-    return {name: node["calico"]["conditions"] for name, node in state["nodes"].items() if node["calico"]["conditions"]}
+    return {
+        name: {"status": {"conditions": [{"$patch": "delete", "type": kind} for kind in node["calico"]["conditions"]]}}
+        for name, node in state["nodes"].items()
+        if node["calico"]["conditions"]
+    }
 
 
 def _clean(phase: str, leftovers: Mapping[str, Leftovers]) -> Dict[str, List[Command]]:
