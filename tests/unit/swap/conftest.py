@@ -87,6 +87,38 @@ class Captured:
         unread = {f"{old}/{file}": each for file, each in cni["networks"].items()}
         cni.update(conf_dir=new, networks=networks, unread=unread)
 
+    def own_drop_in(self) -> None:
+        """The captured swap was made by a file of another name."""
+        files = self.nodes["server0"]["k3s"]["files"]
+        for path in [path for path in files if path.endswith("/90-cni.yaml")]:
+            del files[path]
+        self.drop_in("server0")
+
+    def take_drop_in(self, name: str) -> None:
+        self.nodes[name]["k3s"]["files"].pop(DROP_IN, None)
+        self.configure(name, "K3s's default", flannel_backend="vxlan", disable_network_policy=False)
+
+    def go_back(self, *names: str) -> None:
+        for name in names:
+            if name.startswith("server"):
+                self.take_drop_in(name)
+            self.flip(name, back=True)
+
+    def move_pods_back(self) -> None:
+        """Each onto its node's podCIDR."""
+        for number, pod in enumerate(self.cluster["pods"], start=2):
+            if not pod["host_network"]:
+                pod["ip"] = self.member(pod["node"])["pod_cidr"].replace(".0/24", f".{number}")
+        for facts in self.nodes.values():
+            facts["interfaces"] = [each for each in facts["interfaces"] if not each["name"].startswith("cali")]
+            facts["routes"] = [each for each in facts["routes"] if not each["device"].startswith("cali")]
+
+    def end_calico(self) -> None:
+        """Its objects are gone, and calico-node has said that it ends."""
+        self.cluster["calico"].clear()
+        for node in self.cluster["nodes"]:
+            node["network"] = "CalicoIsDown"
+
     def run_calico(self, version: str = "v3.32.1", namespace: str = "kube-system") -> None:
         """By a DaemonSet with a Ready pod on each node, which the captured clusters did not have."""
         self.cluster["calico"]["node"] = {
@@ -141,3 +173,19 @@ def both(captured: Callable[[str], Captured]) -> Captured:
 @pytest.fixture
 def leftovers(captured: Callable[[str], Captured]) -> Captured:
     return captured("swapped-leftovers")
+
+
+@pytest.fixture
+def swapped(leftovers: Captured) -> Captured:
+    """On Calico, and swapped by the drop-in that the way back takes away."""
+    leftovers.own_drop_in()
+    return leftovers
+
+
+@pytest.fixture
+def returned(swapped: Captured) -> Captured:
+    """All nodes and pods have Flannel again, and Calico's objects are gone."""
+    swapped.go_back(*NODES)
+    swapped.move_pods_back()
+    swapped.end_calico()
+    return swapped

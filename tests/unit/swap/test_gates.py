@@ -7,9 +7,19 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.netmend.calico_manifest import Options
-from ansible.module_utils.netmend.swap.gates import GATES, Wanted, gates, notes, options, pool
+from ansible.module_utils.netmend.swap.gates import (
+    GATES,
+    GATES_BACK,
+    Wanted,
+    gates,
+    gates_back,
+    notes,
+    notes_back,
+    options,
+    pool,
+)
 
-from .conftest import DROP_IN, STARTED, STATES, Captured
+from .conftest import DROP_IN, NODES, STARTED, STATES, Captured
 
 CALICO = Wanted(version="v3.32.1")
 Change = Callable[[Captured], None]
@@ -74,6 +84,11 @@ def test_a_swap_that_was_interrupted_may_go_on(both: Captured, flipped: tuple[st
         both.flip(name)
         if name.startswith("server"):
             both.drop_in(name)
+    assert refusals(both) == []
+
+
+def test_a_swap_that_was_interrupted_at_its_canary_may_go_on(both: Captured) -> None:
+    canary_with(both, "calico")
     assert refusals(both) == []
 
 
@@ -189,6 +204,16 @@ def later_file(cluster: Captured) -> None:
     cluster.configure("server0", "/etc/rancher/k3s/config.yaml.d/99-site.yaml", disable_network_policy=False)
 
 
+def canary_with(cluster: Captured, plugin: str) -> None:
+    """Where an agent tries Calico, K3s has put Calico's configuration where Flannel's was."""
+    cluster.nodes["agent1"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
+    cluster.nodes["agent1"]["cni"]["networks"] = {"10-flannel.conflist": {"plugins": [{"type": plugin}]}}
+
+
+def canary_of_another_network(cluster: Captured) -> None:
+    canary_with(cluster, "weave-net")
+
+
 def drop_in_on_an_agent(cluster: Captured) -> None:
     cluster.nodes["agent1"]["k3s"]["files"][DROP_IN] = 1000.0
 
@@ -225,6 +250,11 @@ VIOLATIONS: list[tuple[Change, str, str]] = [
     (swap_back, "direction", "A swap back to Flannel seems to be under way, as agent0 runs Flannel, and has 1 pods"),
     (foreign_daemonset, "foreign", "The DaemonSet kube-system/cilium is of another network of pods"),
     (foreign_network, "foreign", "agent1: /etc/cni/net.d/05-weave.conflist is of the network plugin weave-net"),
+    (
+        canary_of_another_network,
+        "foreign",
+        "agent1: /var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist is of",
+    ),
     (flannel_as_a_daemonset, "foreign", "agent1: /etc/cni/net.d/10-flannel.conflist is of the network plugin flannel"),
     (foreign_device, "foreign", "agent1: the device cilium_host is of another network of pods"),
     (other_calico, "calico", "Calico v3.31.7 runs, and v3.32.1 is wanted"),
@@ -263,6 +293,7 @@ def test_a_gate_that_is_violated_alone(flannel: Captured, change: Change, gate: 
         ({"block_size": 8}, "wanted", "block_size must be from 20 to 32 and within the pool"),
         ({"pool": "10.42.128.1/17"}, "wanted", "pool must be an IPv4 network"),
         ({"private_cidr": "10.0.0.0/99"}, "wanted", "private_cidr must be an IPv4 network"),
+        ({"flannel": "udp"}, "wanted", "flannel must be one of vxlan, wireguard-native, host-gw, and is 'udp'."),
         ({"batch": 0}, "wanted", "batch must be 1 or more, and is 0."),
         ({"canary": "server0"}, "wanted", "canary must be an agent of the cluster, and is 'server0'."),
         ({"mtu": 1450}, "mtu", "mtu 1450 is wanted, and 1430 is the most that passes between all nodes"),
@@ -502,3 +533,157 @@ def test_what_the_manifest_is_patched_with(flannel: Captured) -> None:
 def test_the_pool_is_the_upper_half(flannel: Captured, cluster_cidr: str, upper: str) -> None:
     flannel.cluster["cluster_cidr"] = cluster_cidr
     assert pool(CALICO, flannel.cluster) == upper
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+def refusals_back(cluster: Captured, wanted: Wanted = CALICO) -> list[tuple[str, str]]:
+    found = gates_back(cluster.nodes, cluster.cluster, cluster.underlay, wanted)
+    return [(refusal["gate"], refusal["message"]) for refusal in found]
+
+
+def only_back(cluster: Captured, gate: str, wanted: Wanted = CALICO) -> str:
+    found = refusals_back(cluster, wanted)
+    assert [name for name, _ in found] == [gate], found
+    return found[0][1]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_from_every_captured_cluster_there_is_a_way_back(captured: Callable[[str], Captured], state: str) -> None:
+    cluster = captured(state)
+    if state.startswith("swapped"):
+        cluster.own_drop_in()
+    assert refusals_back(cluster) == []
+
+
+def test_a_swap_may_be_taken_back_from_its_midst(both: Captured) -> None:
+    three_servers(both)
+    both.drop_in("server0")
+    both.flip("server0")
+    assert refusals_back(both) == []
+    both.drop_in("server1", changed=STARTED + 1)
+    assert refusals_back(both) == []
+    canary_with(both, "calico")
+    assert refusals_back(both) == []
+
+
+def test_a_way_back_that_was_interrupted_may_go_on(swapped: Captured) -> None:
+    three_servers(swapped)
+    swapped.take_drop_in("server0")
+    assert refusals_back(swapped) == []
+    assert {gate for gate, _ in refusals(swapped)} >= {"direction"}
+    swapped.go_back("server0")
+    assert refusals_back(swapped) == []
+    swapped.go_back("server1", "server2", "agent0", "agent1")
+    assert refusals_back(swapped) == []
+    swapped.move_pods_back()
+    assert refusals_back(swapped) == []
+    swapped.end_calico()
+    assert refusals_back(swapped) == []
+
+
+def other_files_none(cluster: Captured) -> None:
+    cluster.configure("server0", "/etc/rancher/k3s/config.yaml", flannel_backend="none")
+
+
+def none_in_the_unit(cluster: Captured) -> None:
+    cluster.configure("server0", "ExecStart", flannel_backend="none")
+
+
+def no_podcidr(cluster: Captured) -> None:
+    cluster.member("agent1")["pod_cidr"] = ""
+
+
+def pool_of_all_pods(cluster: Captured) -> None:
+    cluster.cluster["calico"]["ippools"][0]["cidr"] = "10.42.0.0/16"
+
+
+def pool_outside(cluster: Captured) -> None:
+    cluster.cluster["calico"]["ippools"][0]["cidr"] = "10.233.0.0/16"
+
+
+VIOLATIONS_BACK: list[tuple[Change, str, str]] = [
+    (old_k3s, "versions", "agent1 runs K3s v1.30.14+k3s1: upgrade it to v1.31 or newer first."),
+    (node_not_ready, "nodes", "agent1 is not Ready (NodeStatusUnknown): mend it"),
+    (node_without_facts, "nodes", "agent1 could not be asked for its facts: make it reachable by SSH"),
+    (two_members, "etcd", "etcd has 2 voting members, 2 on Ready nodes (server0, server1)"),
+    (one_that_does_not_vote, "etcd", "etcd has 2 voting members, 2 on Ready nodes (server0, server1)"),
+    (etcd_unwell, "etcd", "The API says of etcd: failed; mend etcd first."),
+    (servers_that_disagree, "servers", "The servers disagree on cluster-domain (server0 has cluster.local"),
+    (foreign_device, "foreign", "agent1: the device cilium_host is of another network of pods"),
+    (other_calico, "calico", "Calico v3.31.7 runs, and v3.32.1 is wanted: ask for the one that runs."),
+    (operators_calico, "calico", "Calico runs in calico-system, and not by its own manifest"),
+    (no_podcidr, "podcidrs", "agent1 has no podCIDR, from which Flannel would give addresses"),
+    (pool_of_all_pods, "podcidrs", "Calico's pool netmend-ipip (10.42.0.0/16) overlaps the podCIDR of "),
+    (pool_outside, "podcidrs", "Calico's pool netmend-ipip (10.233.0.0/16) is not inside cluster-cidr"),
+    (other_files_none, "overridden", "server0: flannel-backend is none in /etc/rancher/k3s/config.yaml, and not by"),
+    (none_in_the_unit, "overridden", "server0: flannel-backend is none in k3s.service, and not by 90-netmend-cni.yaml"),
+    (budget_of_all_replicas, "budgets", "The PodDisruptionBudget default/web wants 3 of 3 pods healthy"),
+    (lambda cluster: cluster.measure(lost("udp-8472")), "flannel", "UDP 8472 packets do not pass. agent0>agent1: 0 of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "gate", "said"),
+    VIOLATIONS_BACK,
+    ids=[f"{gate}-{index}" for index, (_, gate, _) in enumerate(VIOLATIONS_BACK)],
+)
+def test_a_gate_back_that_is_violated_alone(swapped: Captured, change: Change, gate: str, said: str) -> None:
+    change(swapped)
+    message = only_back(swapped, gate)
+    assert message.startswith(said)
+    assert message.endswith(".")
+
+
+def test_every_gate_back_is_violated() -> None:
+    assert {gate for _, gate, _ in VIOLATIONS_BACK} == set(GATES_BACK)
+
+
+def test_budgets_hold_for_those_that_are_replaced_on_the_way_back(swapped: Captured) -> None:
+    budget_of_all_replicas(swapped)
+    assert only_back(swapped, "budgets")
+    swapped.go_back(*NODES)
+    swapped.move_pods_back()
+    assert refusals_back(swapped) == []
+
+
+def test_who_insists_goes_back_to_what_was_not_seen_to_pass(swapped: Captured) -> None:
+    insisted = replace(CALICO, insist=True)
+    swapped.measure(lost("udp-8472"))
+    assert only_back(swapped, "flannel").endswith("Let them pass first, or set insist where you know that they will.")
+    assert refusals_back(swapped, insisted) == []
+    said = notes_back(swapped.nodes, swapped.cluster, swapped.underlay, insisted)
+    assert any("although: UDP 8472 packets do not pass." in note for note in said)
+    swapped.underlay = None
+    assert only_back(swapped, "flannel").startswith("The network between the nodes was not measured")
+    assert refusals_back(swapped, insisted) == []
+
+
+def test_what_a_nodes_own_firewall_drops_flannel_does_not_accept(swapped: Captured) -> None:
+    swapped.measure(dropped("udp-8472", rule("filter", "ufw-before-input")))
+    assert "nft filter ufw-before-input rule 3" in only_back(swapped, "flannel")
+
+
+def test_what_has_to_pass_is_what_flannel_is_going_to_use(swapped: Captured) -> None:
+    wireguard, routed = replace(CALICO, flannel="wireguard-native"), replace(CALICO, flannel="host-gw")
+    swapped.measure(lost("udp-8472"))
+    assert refusals_back(swapped, wireguard) == []
+    swapped.measure(lost("udp-51820"))
+    assert only_back(swapped, "flannel", wireguard).startswith("UDP 51820 packets do not pass.")
+    # Between the captured nodes there is a router, which knows nothing of pods.
+    assert "3 more pairs are like that." in only_back(swapped, "flannel", routed)
+
+
+def test_a_server_that_is_back_tells_which_backend_that_is(swapped: Captured) -> None:
+    swapped.go_back("server0")
+    swapped.configure("server0", "/etc/rancher/k3s/config.yaml", flannel_backend="wireguard-native")
+    swapped.measure(lost("udp-8472"))
+    assert refusals_back(swapped) == []
+    swapped.configure("server0", "/etc/rancher/k3s/config.yaml", flannel_backend="ipsec")
+    assert only_back(swapped, "flannel").startswith("flannel-backend is ipsec, and vxlan, wireguard-native")
+
+
+def test_one_server_alone_is_a_note_on_the_way_back_too(swapped: Captured) -> None:
+    (note,) = notes_back(swapped.nodes, swapped.cluster, swapped.underlay, CALICO)
+    assert note.startswith("server0 is the only server: the API is away while it restarts")

@@ -9,7 +9,18 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.netmend.parse.iptables import parse_save
 from ansible.module_utils.netmend.parse.k3s import parse_config
-from ansible.module_utils.netmend.swap.order import canary, clean, drop_in, flip, mtu, old_annotations
+from ansible.module_utils.netmend.swap.order import (
+    canary,
+    clean,
+    clean_back,
+    drop_in,
+    flip,
+    flip_back,
+    mtu,
+    old_annotations,
+    old_annotations_back,
+    patches_back,
+)
 from ansible.module_utils.netmend.swap.state import WANTED, read
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
@@ -208,8 +219,17 @@ def carry_out(facts: Any, command: Any) -> None:
         facts["interfaces"] = [each for each in facts["interfaces"] if each["name"] != argv[3]]
         facts["routes"] = [each for each in facts["routes"] if each["device"] != argv[3]]
         facts["fdb"] = [each for each in facts["fdb"] if each["device"] != argv[3]]
+    elif argv[:3] == ["ip", "link", "set"]:
+        assert argv[4:] == ["down"]
+        facts["routes"] = [each for each in facts["routes"] if each["device"] != argv[3]]
+    elif argv[:3] == ["ip", "address", "del"]:
+        next(each for each in facts["interfaces"] if each["name"] == argv[5])["addresses"].remove(argv[3])
+    elif argv[:4] == ["ip", "route", "del", "blackhole"]:
+        facts["routes"].remove(next(each for each in facts["routes"] if each["destination"] == argv[4]))
+    elif argv[:2] == ["ipset", "destroy"]:
+        del facts["ipsets"][argv[2]]
     elif argv[0] == "rm":
-        facts["flannel"].remove(argv[3])
+        next(files for files in (facts["flannel"], facts["calico"]) if argv[3] in files).remove(argv[3])
     else:
         assert argv == ["iptables-nft-restore", "-w", "--noflush"]
         chains: Any = {}
@@ -223,3 +243,173 @@ def carry_out(facts: Any, command: Any) -> None:
                 content.remove(next(rule for rule in content if rule["spec"] == spec))
             elif action == "-X":
                 del chains[rest]
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+def steps_back(cluster: Captured, batch: int = 2, canary: str = "") -> list[list[str]]:
+    return flip_back(read(cluster.nodes, cluster.cluster), cluster.cluster, batch, canary)
+
+
+@pytest.fixture
+def larger_swapped(swapped: Captured) -> Captured:
+    for number in (1, 2):
+        swapped.join(f"server{number}", 100 + number)
+    for number in (2, 3):
+        swapped.join(f"agent{number}", 110 + number, like="agent0")
+    return swapped
+
+
+def test_back_go_servers_one_by_one_then_one_agent_then_the_others(larger_swapped: Captured) -> None:
+    assert steps_back(larger_swapped) == [
+        ["server0"],
+        ["server1"],
+        ["server2"],
+        ["agent0"],
+        ["agent1", "agent2"],
+        ["agent3"],
+    ]
+
+
+def test_what_has_gone_back_does_not_go_again(larger_swapped: Captured) -> None:
+    order = steps_back(larger_swapped)
+    while order:
+        larger_swapped.go_back(*order[0])
+        order = order[1:]
+        assert steps_back(larger_swapped) == order
+
+
+def test_a_server_without_its_drop_in_is_yet_to_be_started(swapped: Captured) -> None:
+    swapped.take_drop_in("server0")
+    assert steps_back(swapped)[0] == ["server0"]
+
+
+def test_of_a_swap_that_had_just_begun_only_that_goes_back(larger: Captured) -> None:
+    assert steps_back(larger) == []
+    larger.nodes["agent4"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
+    assert steps_back(larger) == [["agent4"]]
+    larger.drop_in("server0", changed=STARTED + 1)
+    assert steps_back(larger) == [["server0"], ["agent4"]]
+
+
+def planned_back(cluster: Captured) -> tuple[Any, list[str], Any]:
+    found = read(cluster.nodes, cluster.cluster)
+    return clean_back(found), old_annotations_back(found), patches_back(found)
+
+
+def test_what_is_cleaned_of_calico_on_a_node(returned: Captured) -> None:
+    facts = returned.nodes["agent0"]
+    facts["ipsets"] = {"cali40all-hosts-net": [], "KUBE-SRC-ABC": []}
+    facts["calico"] = ["/etc/cni/net.d/10-calico.conflist", "/opt/cni/bin/calico"]
+    facts["iptables"]["nft"] = parse_save(
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n:cali-POSTROUTING - [0:0]\n"
+        '-A POSTROUTING -m comment --comment "cali:O3lYWMrLQYEMJtB5" -j cali-POSTROUTING\n'
+        '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG\n'
+        '-A FLANNEL-POSTRTG -s 10.42.0.0/16 -m comment --comment "netmend:calico-beside-flannel" -j RETURN\n'
+        '-A FLANNEL-POSTRTG -s 10.42.0.0/16 -m comment --comment "netmend:other" -j RETURN\nCOMMIT\n'
+    )
+    facts["iptables"]["legacy"] = parse_save(
+        "*filter\n:INPUT ACCEPT [0:0]\n:cali-INPUT - [0:0]\n-A INPUT -j cali-INPUT\nCOMMIT\n"
+    )
+    nft, legacy, *others = clean_back(read(returned.nodes, returned.cluster))["agent0"]
+    assert nft["argv"] == ["iptables-nft-restore", "-w", "--noflush"]
+    assert nft["stdin"] == (
+        '*nat\n-D POSTROUTING -m comment --comment "cali:O3lYWMrLQYEMJtB5" -j cali-POSTROUTING\n'
+        '-D FLANNEL-POSTRTG -s 10.42.0.0/16 -m comment --comment "netmend:calico-beside-flannel" -j RETURN\n'
+        "-F cali-POSTROUTING\n-X cali-POSTROUTING\nCOMMIT\n"
+    )
+    assert legacy["argv"] == ["iptables-legacy-restore", "-w", "--noflush"]
+    assert legacy["stdin"] == "*filter\n-D INPUT -j cali-INPUT\n-F cali-INPUT\n-X cali-INPUT\nCOMMIT\n"
+    assert [" ".join(command["argv"]) for command in others] == [
+        "ipset destroy cali40all-hosts-net",
+        "ip route del blackhole 10.42.191.192/26 proto 80",
+        "ip link set tunl0 down",
+        "ip address del 10.42.191.192/32 dev tunl0",
+        "rm -r -- /etc/cni/net.d/10-calico.conflist",
+        "rm -r -- /opt/cni/bin/calico",
+    ]
+
+
+@pytest.mark.parametrize("state", ["flannel", "both-overlays", "swapped-leftovers", "swapped-clean"])
+def test_nothing_of_calico_is_cleaned_before_it_has_gone(captured: Callable[[str], Captured], state: str) -> None:
+    assert planned_back(captured(state)) == ({}, [], {})
+
+
+def test_one_pod_of_the_pool_keeps_calico_on_every_node(returned: Captured) -> None:
+    assert set(planned_back(returned)[0]) == set(NODES)
+    returned.cluster["pods"][0]["ip"] = "10.42.130.5"
+    assert planned_back(returned) == ({}, [], {})
+
+
+def test_a_node_where_a_pods_interface_is_calicos_is_kept(returned: Captured) -> None:
+    interfaces = returned.nodes["agent0"]["interfaces"]
+    interfaces.append({**interfaces[-1], "name": "cali7df05913c2e", "kind": "veth"})
+    assert set(planned_back(returned)[0]) == {"server0", "agent1"}
+
+
+def test_nodes_are_given_new_pods_again(returned: Captured) -> None:
+    returned.member("agent0")["network"] = ""
+    patch = {"status": {"conditions": [{"$patch": "delete", "type": "NetworkUnavailable"}]}}
+    assert patches_back(read(returned.nodes, returned.cluster)) == {"server0": patch, "agent1": patch}
+
+
+@pytest.mark.parametrize("state", ["both-overlays", "swapped-leftovers", "swapped-clean"])
+def test_of_what_is_cleaned_of_calico_nothing_is_planned_again(captured: Callable[[str], Captured], state: str) -> None:
+    cluster = captured(state)
+    cluster.own_drop_in()
+    cluster.go_back(*NODES)
+    cluster.move_pods_back()
+    cluster.end_calico()
+    flannels = [name for name in cluster.nodes["agent0"]["iptables"]["nft"]["filter"] if "cali-" not in name]
+    commands, annotations, patches = planned_back(cluster)
+    assert set(commands) == set(patches) == set(NODES)
+    for name, planned in commands.items():
+        for command in planned:
+            carry_out(cluster.nodes[name], command)
+    assert annotations
+    for member in cluster.cluster["nodes"]:
+        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in annotations}
+        member["network"] = ""
+    assert planned_back(cluster) == ({}, [], {})
+    assert read(cluster.nodes, cluster.cluster)["back"] == "done"
+    assert list(cluster.nodes["agent0"]["iptables"]["nft"]["filter"]) == flannels
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_kernel_takes_the_plan_and_nothing_but_calicos_is_gone(
+    returned: Captured, fixtures: Path, namespace: Any, node: str
+) -> None:
+    saved = (fixtures / f"k3s-1.36.3/swapped-leftovers/{node}/iptables-save.txt").read_text()
+    # The sets that Calico's rules match are not in a new namespace.
+    text = "".join(line for line in saved.splitlines(keepends=True) if "--match-set" not in line)
+    namespace("iptables-nft-restore", "-c", text=text)
+    before = namespace("iptables-nft-save")
+    returned.nodes[node]["iptables"]["nft"] = parse_save(before)
+    command = clean_back(read(returned.nodes, returned.cluster))[node][0]
+    namespace(*command["argv"], text=command["stdin"])
+    after = namespace("iptables-nft-save")
+    assert sum("cali" in line for line in rules(before)) >= 50
+    assert rules(after) == [line for line in rules(before) if "cali" not in line]
+    assert any("FLANNEL-POSTRTG" in line for line in rules(after))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_kernel_takes_tunnel_and_routes_away(returned: Captured, namespace: Any, node: str) -> None:
+    found = read(returned.nodes, returned.cluster)["nodes"][node]["calico"]
+    commands = [c["argv"] for c in clean_back(read(returned.nodes, returned.cluster))[node] if c["argv"][0] == "ip"]
+    # Where IPIP is loaded, each namespace has one already.
+    namespace("ip", "link", "add", "tunl0", "type", "veth", "peer", "name", "peer0", ok=False)
+    namespace("ip", "link", "set", "lo", "up")
+    namespace("ip", "link", "set", "tunl0", "up")
+    for address in found["addresses"]:
+        namespace("ip", "address", "add", *address.split())
+    for route in found["routes"]:
+        way = route.split()
+        namespace("ip", "route", "add", *(way if "blackhole" in way else [way[0], "dev", "tunl0", "proto", "80"]))
+    namespace("ip", "route", "add", "192.0.2.0/24", "dev", "lo")
+    for argv in commands:
+        namespace(*argv)
+    assert "10.42." not in namespace("ip", "route", "show", "table", "all")
+    assert "192.0.2.0/24" in namespace("ip", "route", "show")
+    assert "inet " not in namespace("ip", "address", "show", "tunl0")

@@ -6,7 +6,7 @@ import json
 from typing import Any, Callable
 
 import pytest
-from ansible.module_utils.netmend.swap.state import State, left, read
+from ansible.module_utils.netmend.swap.state import State, has_leftovers, left, left_back, read
 
 from .conftest import CHANGED, DROP_IN, NODES, STARTED, STATES, Captured
 
@@ -19,6 +19,15 @@ PHASES = {
 }
 
 
+BACK = {
+    "flannel": "done",
+    "flannel-ufw-blocks": "done",
+    "both-overlays": "calico",
+    "swapped-leftovers": "flipping",
+    "swapped-clean": "flipping",
+}
+
+
 def state_of(cluster: Captured) -> State:
     return read(cluster.nodes, cluster.cluster)
 
@@ -27,7 +36,7 @@ def state_of(cluster: Captured) -> State:
 def test_every_captured_cluster(captured: Callable[[str], Captured], state: str) -> None:
     found = state_of(captured(state))
     swapped, with_calico = state.startswith("swapped"), not state.startswith("flannel")
-    assert found["phase"] == PHASES[state]
+    assert (found["phase"], found["back"]) == (PHASES[state], BACK[state])
     assert json.loads(json.dumps(found)) == found
     assert sorted(found["flipped"]) == (sorted(NODES) if swapped else [])
     assert sorted(found["unflipped"]) == ([] if swapped else sorted(NODES))
@@ -175,3 +184,92 @@ def test_a_swap_back_is_known(leftovers: Captured, change: Callable[[Any], None]
     found = state_of(leftovers)["backwards"]
     assert len(found) == len(said)
     assert all(sentence.startswith(start) for sentence, start in zip(found, said))
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+def test_phases_from_the_first_drop_in_that_goes_to_the_end(swapped: Captured) -> None:
+    def back() -> str:
+        return state_of(swapped)["back"]
+
+    swapped.take_drop_in("server0")
+    assert back() == "flipping"
+    swapped.go_back("server0", "agent0")
+    assert back() == "flipping"
+    swapped.go_back("agent1")
+    found = state_of(swapped)
+    assert (found["back"], sorted(left_back(found))) == ("pods", sorted(found["pods"]["calico"]))
+    assert len(left_back(found)) == 3
+    swapped.move_pods_back()
+    assert (back(), left_back(state_of(swapped))) == ("calico", [])
+    swapped.end_calico()
+    assert back() == "leftovers"
+    for facts in swapped.nodes.values():
+        facts.update(interfaces=[], routes=[], ipsets={}, calico=[])
+        facts["iptables"]["nft"] = {}
+    for node in swapped.cluster["nodes"]:
+        node["annotations"] = {}
+    assert back() == "leftovers"
+    for node in swapped.cluster["nodes"]:
+        node["network"] = ""
+    assert back() == "done"
+
+
+@pytest.mark.parametrize("change", ["drop-in", "canary", "no facts"])
+def test_what_is_begun_of_a_swap_has_to_be_taken_back(both: Captured, change: str) -> None:
+    if change == "drop-in":
+        both.drop_in("server0", changed=STARTED + 1)
+    elif change == "canary":
+        both.nodes["agent0"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
+    else:
+        del both.nodes["agent0"]
+    assert state_of(both)["back"] == "flipping"
+
+
+def test_a_pod_of_an_address_that_is_no_longer_calicos_keeps_what_is_left(returned: Captured) -> None:
+    returned.cluster["pods"][0]["ip"] = "10.42.130.5"
+    assert state_of(returned)["back"] == "pods"
+
+
+def test_what_is_left_of_calico(returned: Captured) -> None:
+    facts = returned.nodes["agent1"]
+    facts["ipsets"]["cali4t0"] = facts["ipsets"]["other"] = []
+    facts["calico"] = ["/etc/cni/net.d/10-calico.conflist"]
+    found = state_of(returned)["nodes"]["agent1"]["calico"]
+    assert (found["devices"], found["attached"], found["fdb"]) == ([], [], [])
+    assert found["addresses"] == ["10.42.137.64/32 dev tunl0"]
+    assert sorted(found["routes"]) == [
+        "10.42.147.192/26 via 10.0.0.100 dev tunl0",
+        "10.42.191.192/26 via 10.0.0.110 dev tunl0",
+        "blackhole 10.42.137.64/26 proto 80",
+    ]
+    assert "cali4t0" in found["ipsets"]
+    assert "other" not in found["ipsets"]
+    assert set(found["chains"]) == {"nft mangle", "nft raw", "nft filter", "nft nat"}
+    assert all(chain.startswith("cali-") for chains in found["chains"].values() for chain in chains)
+    assert all("cali:" in rule for rules in found["rules"].values() for rule in rules)
+    assert any(rule.endswith("-j ACCEPT") for rule in found["rules"]["nft filter"])
+    assert found["files"] == ["/etc/cni/net.d/10-calico.conflist"]
+    assert "projectcalico.org/IPv4IPIPTunnelAddr" in found["annotations"]
+    assert found["conditions"] == ["NetworkUnavailable"]
+
+
+def test_what_others_have_of_the_same_kind_is_not_calicos(flannel: Captured) -> None:
+    facts = flannel.nodes["agent0"]
+    other = facts["interfaces"][-1]
+    facts["interfaces"].append({**other, "name": "tunl0", "kind": "ipip", "addresses": ["172.16.0.1/30"]})
+    facts["interfaces"].append({**other, "name": "calibre0", "kind": "dummy"})
+    route = facts["routes"][0]
+    facts["routes"].append({**route, "type": "blackhole", "destination": "172.16.8.0/24", "protocol": "bird"})
+    facts["routes"].append({**route, "type": "blackhole", "destination": "10.42.9.0/24", "protocol": "static"})
+    flannel.member("agent0")["network"] = "RouteCreated"
+    found = state_of(flannel)
+    assert found["back"] == "done"
+    assert not has_leftovers(found["nodes"]["agent0"]["calico"])
+
+
+def test_of_vxlan_calico_the_device_goes(both: Captured) -> None:
+    both.nodes["agent0"]["interfaces"].append({**both.nodes["agent0"]["interfaces"][-1], "name": "vxlan.calico"})
+    both.nodes["agent0"]["interfaces"][-1].update(kind="vxlan", addresses=["10.42.191.192/32"])
+    assert state_of(both)["nodes"]["agent0"]["calico"]["devices"] == ["vxlan.calico"]
