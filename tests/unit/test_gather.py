@@ -175,6 +175,19 @@ def test_files_of_flannel_and_room_on_disk(machine: Callable[[str, str], Machine
     assert all(0 < space["free"] <= space["size"] for space in facts["disk"].values())
 
 
+def test_files_of_calico_among_those_of_others(machine: Callable[[str, str], Machine]) -> None:
+    node = machine("swapped-clean", "agent0")
+    for name in ("calico", "calico-ipam", "portmap"):
+        node.write(f"opt/cni/bin/{name}", "")
+    node.write("etc/cni/net.d/calico-kubeconfig", "")
+    assert node.facts()["calico"] == [
+        "/etc/cni/net.d/10-calico.conflist",
+        "/etc/cni/net.d/calico-kubeconfig",
+        "/opt/cni/bin/calico",
+        "/opt/cni/bin/calico-ipam",
+    ]
+
+
 def test_certificates_have_names_and_dates_and_keys_are_not_opened(
     machine: Callable[[str, str], Machine], fixtures: Path
 ) -> None:

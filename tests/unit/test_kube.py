@@ -194,6 +194,14 @@ def test_a_member_of_etcd_that_does_not_vote_yet(cluster: Cluster, tls: Path, fi
     assert {node["etcd"] for node in nodes} == {"learner", ""}
 
 
+def test_what_a_network_said_of_itself_at_a_node(cluster: Cluster, tls: Path, fixtures: Path) -> None:
+    cluster.load(fixtures / "k3s-1.36.3/flannel/server0")
+    server = next(item for item in cluster.lists["/api/v1/nodes"] if item["metadata"]["name"] == "server0")
+    server["status"]["conditions"].append({"type": "NetworkUnavailable", "status": "True", "reason": "CalicoIsDown"})
+    nodes = gather_cluster(api(cluster, tls))["nodes"]
+    assert {node["name"]: node["network"] for node in nodes} == {"server0": "CalicoIsDown", "agent0": "", "agent1": ""}
+
+
 def test_disruption_budgets_tell_what_is_desired_of_what_is_expected(
     cluster: Cluster, tls: Path, fixtures: Path
 ) -> None:
