@@ -129,6 +129,11 @@ netmend_node:
       type: list
       elements: str
       sample: [/run/flannel/subnet.env]
+    calico:
+      description: Those of Calico's files that are there.
+      type: list
+      elements: str
+      sample: [/etc/cni/net.d/10-calico.conflist]
     disk:
       description: Size and free bytes of the file systems that hold K3s's data and containerd's plugins.
       type: dict
