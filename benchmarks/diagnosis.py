@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lab import machines  # noqa: E402  it is not installed, and found by the line above
-from lab.playbooks import Playbooks  # noqa: E402
+from lab.playbooks import Playbooks  # noqa: E402  as above
 
 STEP = re.compile(r"^\[ *([0-9.]+) s\] (.+)$", re.MULTILINE)
 GATHER = """

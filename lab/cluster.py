@@ -79,7 +79,7 @@ def _start(
     first = lab.machines[0]
     _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
-    if network_of_pods and lab.calico and lab.calico["applied"]:
+    if network_of_pods and lab.calico["applied"]:
         for command, text in calico.steps(network_of_pods):
             must(lab, first, command, text=text)
         reached("calico", f"Calico {network_of_pods.version} is applied")
