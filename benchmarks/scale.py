@@ -84,7 +84,9 @@ def prepare(members: list[cluster.Member], *, sick: bool) -> None:
             network.set_parameter("ipv4/ip_forward", "0")
     answers = {f"{name}.netmend_node_info": {"netmend_node": own} for name, own in facts.items()}
     whole = {"netmend_cluster": cluster.cluster(members)}
-    answers.update({f"{each.name}.netmend_cluster_info": whole for each in members if each.role == "server"})
+    for each in members:
+        if each.role == "server":
+            answers[f"{each.name}.netmend_node_info"].update(whole)
     for name, answer in answers.items():
         (DIRECTORY / "answers" / name).write_text(json.dumps({"changed": False, **answer}))
     hosts: dict[str, dict[str, Any]] = defaultdict(dict)

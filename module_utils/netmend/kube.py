@@ -82,7 +82,7 @@ def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials
 class Api:
     """Requests over one connection for each thread."""
 
-    def __init__(self, credentials: Credentials, timeout: float = 10) -> None:
+    def __init__(self, credentials: Credentials, timeout: float = 20) -> None:
         self.server = credentials.server.rstrip("/")
         self.timeout = timeout
         self._url = urlsplit(self.server)

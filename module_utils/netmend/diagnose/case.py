@@ -6,9 +6,8 @@ import ipaddress
 from functools import lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from .. import plan
 from ..loss import Tally
-from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service
+from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service, met
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
 # how many ICMP errors it sends to one address.
@@ -101,7 +100,7 @@ class Case:
 
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""
-        return plan.met(probe, Observation(outcome=self.outcome(probe)))
+        return met(probe, Observation(outcome=self.outcome(probe)))
 
     def tally(self, probes: Iterable[Probe]) -> str:
         """ "3 of 4" that came out as expected."""
