@@ -34,7 +34,7 @@ TITLES = {
 _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
-_EARLIEST, _UNMEASURED, _MARGIN, _LONGEST_WAIT = 1.0, 2.0, 0.4, 3.0  # seconds
+_EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -93,7 +93,7 @@ def lead(calls: Iterable[Call]) -> float:
         return _UNMEASURED
     starts = [call.received - call.sent - call.took for call in calls]
     all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
-    return min(max(all_run + _MARGIN, _EARLIEST), min(starts) + _LONGEST_WAIT)
+    return min(max(all_run, _EARLIEST), min(starts) + _LONGEST_WAIT)
 
 
 def plan_round(
