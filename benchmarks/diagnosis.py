@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
@@ -19,9 +18,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lab import machines  # noqa: E402  it is not installed, and found by the line above
-from lab.playbooks import Playbooks  # noqa: E402
+from lab.playbooks import Playbooks  # noqa: E402  as above
 
-STEP = re.compile(r"^\[ *([0-9.]+) s\] (.+)$", re.MULTILINE)
 GATHER = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -49,14 +47,12 @@ def main() -> None:
 
 
 def timed(playbooks: Playbooks) -> dict[str, float]:
-    """Seconds of each step, and of the whole."""
+    """Seconds of each phase, and of the whole: from the command to its end."""
     start = time.monotonic()
     run = playbooks.run("diagnose.yml")
     whole = time.monotonic() - start
     assert run.code in (0, 2), run.output
-    steps = [(float(at), name) for at, name in STEP.findall(run.output)] + [(whole, "")]
-    took = {name: after - at for (at, name), (after, _) in zip(steps, steps[1:])}
-    return {**took, "whole": whole}
+    return {**{phase["name"]: phase["seconds"] for phase in run.report["phases"]}, "whole": whole}
 
 
 def gathering(lab: str, machine: machines.Machine) -> float:

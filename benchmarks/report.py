@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.unit.report import sample  # noqa: E402  it is not installed, and found by the line above
-from tests.unit.report.test_page import FLAGS  # noqa: E402
+from tests.unit.report.test_page import FLAGS  # noqa: E402  as above
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.simulated import cluster, network  # noqa: E402  it is not installed, and found by the line above
+from lab.playbooks import PROGRAM  # noqa: E402  as above
 
 OWN_NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE = "NETMEND_SIMULATED"  # set there: the directory of what the connection reads and writes
@@ -83,7 +84,9 @@ def prepare(members: list[cluster.Member], *, sick: bool) -> None:
             network.set_parameter("ipv4/ip_forward", "0")
     answers = {f"{name}.netmend_node_info": {"netmend_node": own} for name, own in facts.items()}
     whole = {"netmend_cluster": cluster.cluster(members)}
-    answers.update({f"{each.name}.netmend_cluster_info": whole for each in members if each.role == "server"})
+    for each in members:
+        if each.role == "server":
+            answers[f"{each.name}.netmend_node_info"].update(whole)
     for name, answer in answers.items():
         (DIRECTORY / "answers" / name).write_text(json.dumps({"changed": False, **answer}))
     hosts: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -103,7 +106,7 @@ def measured(forks: int | None, *, sick: bool) -> dict[str, float]:
         "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "benchmarks/simulated/connection"),
         "ANSIBLE_HOME": str(DIRECTORY / "ansible"),
     }
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(DIRECTORY / "inventory.json")]
+    command = [str(PROGRAM), "-i", str(DIRECTORY / "inventory.json")]
     command += ["-e", f"netmend_report_dir={DIRECTORY}", *(["--forks", str(forks)] if forks else []), "diagnose.yml"]
     output = DIRECTORY / "output"
     start = time.monotonic()

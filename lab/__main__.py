@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from module_utils.netmend import calico_manifest
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="the file that describes it, or the name of one in lab/labs; default: default",
     )  # fmt: skip
     command.add_argument("--name", help="another name than the file's: the same lab once more, beside the first")
-    command.add_argument("--plain", action="store_true", help="do not wait for K3s: machines that answer on SSH")
+    command.add_argument("--plain", action="store_true", help="machines that answer on SSH, and nothing starts K3s")
     add("down", _down, "end a lab from any state; nothing of it is left", named=True)
     add("status", _status, "show a lab's machines, nodes and faults", named=True)
     command = add("ssh", _ssh, "a shell on a node, or with -- a command there")
@@ -101,7 +102,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _up(arguments: argparse.Namespace) -> None:
     lab = spec.load(arguments.file, arguments.name)
-    cluster.up(lab, _say, plain=arguments.plain)
+    cluster.up(replace(lab, plain=arguments.plain), _say)
     _say(f"         inventory: {machines.state(lab.name) / 'inventory.yml'}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 
 from . import build, cluster, machines
@@ -32,14 +31,12 @@ def run(lab: Lab, say: Callable[[str], None]) -> None:
 
 def fork(lab: Lab, machine: Machine) -> float:
     """Milliseconds that a machine takes to start a program and see it end."""
-    done = subprocess.run(machines.ssh(lab.name, machine, FORK), capture_output=True, text=True, check=True)
-    return int(done.stdout) / FORKS / 1e6
+    return int(cluster.must(lab, machine, FORK)) / FORKS / 1e6
 
 
 def used(lab: Lab, machine: Machine) -> int:
     """MiB that a machine's processes and kernel use, without caches, as free has it."""
-    done = subprocess.run(machines.ssh(lab.name, machine, "free --mebi"), capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[1].split()[2])
+    return int(cluster.must(lab, machine, "free --mebi").splitlines()[1].split()[2])
 
 
 def taken(lab: Lab, machine: Machine) -> int:

@@ -35,10 +35,10 @@ class ClusterError(Exception):
     """The machines run, and K3s, an application or a fault does not come up on them; the message says what was seen."""
 
 
-def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]:
+def up(lab: Lab, progress: Progress) -> dict[str, float]:
     """Start a lab and wait until all of it is there; returns the seconds from power-on to each stage.
 
-    Plain, it ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
+    A plain lab ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
     """
     artifacts = build.ensure(progress, build.LAB + (build.CALICO if lab.calico else ()))
     network_of_pods = calico.objects(lab, progress) if lab.calico else None
@@ -57,11 +57,11 @@ def up(lab: Lab, progress: Progress, *, plain: bool = False) -> dict[str, float]
             calico.pack(network_of_pods, artifacts, directory)
         network.create(lab)
         machines.remember(lab)
-        return _start(lab, artifacts, network_of_pods, progress, plain)
+        return _start(lab, artifacts, network_of_pods, progress)
 
 
 def _start(
-    lab: Lab, artifacts: build.Artifacts, network_of_pods: Calico | None, progress: Progress, plain: bool
+    lab: Lab, artifacts: build.Artifacts, network_of_pods: Calico | None, progress: Progress
 ) -> dict[str, float]:
     start = time.monotonic()
     took: dict[str, float] = {}
@@ -74,12 +74,12 @@ def _start(
     progress(f"   0.0 s  {len(lab.machines)} machines of lab {lab.name} powered on, {lab.memory} MiB")
     machines.wait_for_ssh(lab, processes)
     reached("ssh", "all machines answer on SSH")
-    if plain:
+    if lab.plain:
         return took
     first = lab.machines[0]
     _k3s(lab, first, "systemctl start k3s.service")
     reached("api", f"the API server of {first.name} is ready")
-    if network_of_pods and lab.calico and lab.calico["applied"]:
+    if network_of_pods and lab.calico["applied"]:
         for command, text in calico.steps(network_of_pods):
             must(lab, first, command, text=text)
         reached("calico", f"Calico {network_of_pods.version} is applied")

@@ -46,8 +46,7 @@ def power_on(lab: Lab, artifacts: Artifacts) -> dict[str, subprocess.Popen[bytes
     # Links of its own: a reboot reads them again, and the cache may have forgotten these builds by then.
     for name, source in ((KERNEL, artifacts.kernel), (IMAGE, artifacts.image)):
         os.link(source, state(lab.name) / name)
-    processors = placement(lab.machines, sorted(os.sched_getaffinity(0)))
-    return {machine.name: _start(lab, machine, processors[machine.name]) for machine in lab.machines}
+    return {machine.name: _start(lab, machine) for machine in lab.machines}
 
 
 def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[str, int]:
@@ -65,7 +64,7 @@ def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[st
     return placed
 
 
-def _start(lab: Lab, machine: Machine, processor: int) -> subprocess.Popen[bytes]:
+def _start(lab: Lab, machine: Machine) -> subprocess.Popen[bytes]:
     directory = state(lab.name)
     memory = directory / f"{machine.name}.memory"
     memory.mkdir(exist_ok=True)
@@ -75,7 +74,7 @@ def _start(lab: Lab, machine: Machine, processor: int) -> subprocess.Popen[bytes
         "KERNEL": str(directory / KERNEL),
         "MEMORY_DIRECTORY": str(memory),
         "MEMORY": str(machine.memory),
-        "PROCESSOR": str(processor),
+        "PROCESSOR": str(placement(lab.machines, sorted(os.sched_getaffinity(0)))[machine.name]),
     }
     argv = network.inside(lab.name, str(POWER_ON), *arguments(lab, machine))
     with console(lab.name, machine.name).open("ab") as output:
@@ -120,8 +119,7 @@ def power_cycle(lab: Lab, machine: Machine) -> None:
     """Switch a machine off, as by its plug, and on again, and wait until it answers on SSH."""
     os.kill(int(_pid_file(lab.name, machine).read_text()), signal.SIGKILL)
     shutil.rmtree(_pid_file(lab.name, machine).parent)
-    process = _start(lab, machine, placement(lab.machines, sorted(os.sched_getaffinity(0)))[machine.name])
-    wait_for_ssh(replace(lab, machines=(machine,)), {machine.name: process})
+    wait_for_ssh(replace(lab, machines=(machine,)), {machine.name: _start(lab, machine)})
 
 
 def hanging(lab: Lab) -> list[Machine]:

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     @property
     def first(self) -> dict[str, Any]:
         """The first measurement."""
-        return self.report["before"] or self.report["now"]  # type: ignore[no-any-return]
+        return self.report["before"] or self.report["now"]
 
     @property
     def named(self) -> list[str]:

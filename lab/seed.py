@@ -41,7 +41,7 @@ def prepare(lab: Lab, state: Path) -> None:
             "root/.ssh/authorized_keys": (f"{user_key}\n", 0o600),
             "etc/rancher/k3s/config.yaml": (yaml.safe_dump(k3s_config(lab, machine, token), sort_keys=False), 0o600),
         }
-        _write_private(state / f"{machine.name}.seed", _tar(files, UNITS[machine.role]))
+        _write_private(state / f"{machine.name}.seed", _tar(files, None if lab.plain else UNITS[machine.role]))
     (state / "known_hosts").write_text("".join(known_hosts))
     (state / "inventory.yml").write_text(yaml.safe_dump(inventory(lab, state), sort_keys=False))
 
@@ -116,8 +116,8 @@ def _identity(lab: Lab, machine: Machine) -> dict[str, tuple[str, int]]:
     }
 
 
-def _tar(files: Mapping[str, tuple[str, int]], unit: str) -> bytes:
-    """An archive of root's files, path -> (content, mode), and of the link that enables a unit."""
+def _tar(files: Mapping[str, tuple[str, int]], unit: str | None) -> bytes:
+    """An archive of root's files, path -> (content, mode), and of the link that enables a unit, if one is given."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         home = tarfile.TarInfo("root/.ssh")
@@ -127,9 +127,10 @@ def _tar(files: Mapping[str, tuple[str, int]], unit: str) -> bytes:
             info = tarfile.TarInfo(path)
             info.size, info.mode = len(content.encode()), mode
             tar.addfile(info, io.BytesIO(content.encode()))
-        link = tarfile.TarInfo(f"etc/systemd/system/multi-user.target.wants/{unit}")
-        link.type, link.linkname = tarfile.SYMTYPE, f"/etc/systemd/system/{unit}"
-        tar.addfile(link)
+        if unit:
+            link = tarfile.TarInfo(f"etc/systemd/system/multi-user.target.wants/{unit}")
+            link.type, link.linkname = tarfile.SYMTYPE, f"/etc/systemd/system/{unit}"
+            tar.addfile(link)
     return buffer.getvalue()
 
 

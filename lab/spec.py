@@ -72,6 +72,7 @@ class Lab:
     calico: Mapping[str, Any] | None  # the keys of CALICO; None: Calico is not installed
     apps: tuple[Path, ...]  # manifests
     faults: tuple[str, ...]  # names in faults.yml
+    plain: bool = False  # nothing starts K3s
 
     def machine(self, name: str) -> Machine:
         for machine in self.machines:

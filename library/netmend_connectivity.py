@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.plan import met
+from ansible.module_utils.netmend.model import met
 from ansible.module_utils.netmend.pods import network_pid
 from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, ROUNDS, measure, problem
 

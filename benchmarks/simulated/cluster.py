@@ -12,10 +12,10 @@ import ansible.module_utils
 ROOT = Path(__file__).parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
-from ansible.module_utils.netmend.parse.iptables import parse_rule  # noqa: E402  after the path
+from ansible.module_utils.netmend.parse.iptables import parse_rule  # noqa: E402  found by the line above
 
-from tests.unit.diagnose.conftest import Bench  # noqa: E402
-from tests.unit.test_gather import Machine  # noqa: E402
+from tests.unit.diagnose.conftest import Bench  # noqa: E402  as above
+from tests.unit.test_gather import Machine  # noqa: E402  as above
 
 CAPTURED = ROOT / "tests/fixtures/k3s-1.36.3/flannel"
 MOST = 240  # the nodes' addresses are in one /24

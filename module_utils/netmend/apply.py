@@ -52,11 +52,12 @@ class Resources:
         return f"{_root(version)}{place}/{plural}/{metadata['name']}"
 
     def _ask(self, version: str) -> Dict[str, Tuple[str, bool]]:
-        status, body = self._api.get(_root(version))
-        if status == _NOT_FOUND:
-            return {}
-        listed = json.loads(_good(status, body, _root(version)))["resources"]
-        return {each["kind"]: (each["name"], each["namespaced"]) for each in listed if "/" not in each["name"]}
+        known = self._api.item(_root(version)) or {"resources": []}
+        return {
+            each["kind"]: (each["name"], each["namespaced"])
+            for each in known["resources"]
+            if "/" not in each["name"]
+        }
 
 
 def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Change]:
@@ -85,7 +86,7 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[C
     changes: List[Change] = []
     for stage in reversed(list(_stages(objects))):
         paths = {named(item): path for item in stage for path in [resources.path(item)] if path}
-        live = dict(zip(paths, _each(lambda path: _live(api, path), paths.values())))
+        live = dict(zip(paths, _each(api.item, paths.values())))
         there = {what: item for what, item in live.items() if item}
         changes += [Change(what, item, None) for what, item in there.items()]
         if not dry_run:
@@ -126,20 +127,12 @@ def _each(do: Callable[[Any], Any], items: Iterable[Any]) -> List[Any]:
 def _change(api: Api, resources: Resources, item: Object) -> Optional[Tuple[Change, Object]]:
     """What applying an object would change, and the object; None where it is as it has to be."""
     path = resources.path(item)
-    live = _live(api, path) if path else None
+    live = api.item(path) if path else None
     # Without its kind there is nobody to ask what would become of it.
     after = _patch(api, path, item, "&dryRun=All") if path else item
     if live and _plain(live) == _plain(after):
         return None
     return Change(named(item), live, after), item
-
-
-def _live(api: Api, path: str) -> Optional[Object]:
-    status, body = api.get(path)
-    if status == _NOT_FOUND:
-        return None
-    found: Object = json.loads(_good(status, body, path))
-    return found
 
 
 def _write(api: Api, resources: Resources, item: Object) -> None:

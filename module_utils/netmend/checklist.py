@@ -11,8 +11,8 @@ from ipaddress import IPv4Address
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, TypedDict, cast
 from urllib.parse import urlsplit
 
-from .model import ClusterFacts, NodeFacts, Observation, Pod, Point, Probe, Service
-from .plan import answers_on, destination, met
+from .model import ClusterFacts, NodeFacts, Observation, Pod, Point, Probe, Service, met
+from .plan import answers_on, destination
 from .probe import problem
 
 CONTROLLER = ""  # the source node of a probe that the controller makes

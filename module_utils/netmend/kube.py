@@ -82,7 +82,7 @@ def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials
 class Api:
     """Requests over one connection for each thread."""
 
-    def __init__(self, credentials: Credentials, timeout: float = 10) -> None:
+    def __init__(self, credentials: Credentials, timeout: float = 20) -> None:
         self.server = credentials.server.rstrip("/")
         self.timeout = timeout
         self._url = urlsplit(self.server)
@@ -146,6 +146,16 @@ class Api:
             more = metadata.get("continue", "")
             if not more:
                 return found, metadata.get("resourceVersion", "")
+
+    def item(self, path: str) -> Optional[Dict[str, Any]]:
+        """One object; None where there is none."""
+        status, body = self.get(path)
+        if status == 404:
+            return None
+        if status != 200:
+            raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
+        found: Dict[str, Any] = json.loads(body)
+        return found
 
     def watch(self, path: str, seconds: int, version: str = "") -> Iterator[Dict[str, Any]]:
         """Events of a list, {"type", "object"}: first one for each object that is there, then what happens to them.
@@ -314,7 +324,7 @@ def with_config(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts]) -> Cluste
         or (str(Network(service_cidr)[10]) if _ipv4(service_cidr) else "")
     )
     networks = {"cluster_cidr": cluster_cidr, "service_cidr": service_cidr, "dns_ip": dns_ip}
-    return ClusterFacts(**{**cluster, **networks, "errors": errors})  # type: ignore[typeddict-item]
+    return ClusterFacts(**{**cluster, **networks, "errors": errors})  # type: ignore[typeddict-item]  # joined, it is no TypedDict
 
 
 def _health(api: Api) -> Tuple[str, Dict[str, str]]:

@@ -7,7 +7,6 @@ that take it at the same moment the API lets one write (resourceVersion).
 from __future__ import annotations
 
 import copy
-import json
 from datetime import datetime, timedelta, timezone
 from typing import Any, Dict, NamedTuple, Optional
 
@@ -15,7 +14,7 @@ from .kube import Api, ApiError
 
 NAME = "netmend"
 PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
-CONFLICT, NOT_FOUND = 409, 404
+CONFLICT = 409
 
 Lease = Dict[str, Any]  # the API's object
 
@@ -84,13 +83,7 @@ def give_back(api: Api, holder: str) -> bool:
 
 
 def read(api: Api) -> Optional[Lease]:
-    status, body = api.get(f"{PATH}/{NAME}")
-    if status == NOT_FOUND:
-        return None
-    if status != 200:
-        raise ApiError(f"{api.server} answers {PATH}/{NAME} with {status}: {body[:200]}")
-    lease: Lease = json.loads(body)
-    return lease
+    return api.item(f"{PATH}/{NAME}")
 
 
 def _held(lease: Optional[Lease], now: datetime) -> Optional[Dict[str, Any]]:

@@ -271,6 +271,7 @@ class ClusterFacts(TypedDict):
 
 # Outcomes of a probe. "ok" means that the path works: an HTTP 503 or an NXDOMAIN is "http" or "dns", with the code.
 OUTCOMES = ("ok", "refused", "reset", "timeout", "unreachable", "prohibited", "tls", "http", "dns", "error")
+BLOCKED = ("timeout", "refused", "unreachable", "prohibited")  # what an expectation "blocked" means
 
 
 class Probe(TypedDict, total=False):
@@ -525,3 +526,9 @@ class Run(_Measured, total=False):
     """All that diagnosis sees: it gathers nothing itself."""
 
     underlay: Underlay  # absent where it was not measured
+
+
+def met(probe: Probe, observation: Observation) -> bool:
+    """Whether a probe saw what it expects."""
+    expected = probe.get("expect", "ok")
+    return observation["outcome"] in (BLOCKED if expected == "blocked" else (expected,))

@@ -34,8 +34,7 @@ TITLES = {
 _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
-_EARLIEST, _UNMEASURED, _MARGIN, _LONGEST_WAIT = 1.0, 2.0, 0.4, 3.0  # seconds
-_SLOWER = 1.3  # what may take that much longer than last time
+_EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -85,15 +84,16 @@ def lead(calls: Iterable[Call]) -> float:
     """Seconds from planning to the moment: as long as it took to have a module run on all nodes, and some more.
 
     Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
-    busy the machines are. Who needs longer than last time is late, and what could not be heard of it is unknown. Nobody
-    waits longer than _LONGEST_WAIT, so that the whole call takes less than five seconds.
+    busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
+    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT, so that the whole call takes less than
+    five seconds.
     """
     calls = list(calls)
     if not calls:
         return _UNMEASURED
     starts = [call.received - call.sent - call.took for call in calls]
     all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
-    return min(max(all_run * _SLOWER + _MARGIN, _EARLIEST), min(starts) + _LONGEST_WAIT)
+    return min(max(all_run, _EARLIEST), min(starts) + _LONGEST_WAIT)
 
 
 def plan_round(

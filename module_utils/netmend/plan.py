@@ -23,12 +23,12 @@ from .model import (
     ProbeResult,
     Row,
     Service,
+    met,
 )
 
 TIMEOUT = 2.0  # seconds; two SYNs
 KUBELET, API_SERVER, DNS = 10250, 6443, 53
 ETCD_CLIENT, ETCD_PEER = 2379, 2380
-BLOCKED = ("timeout", "refused", "unreachable", "prohibited")  # what an expectation "blocked" means
 
 _APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
 _NODE_PORTS = 2  # as many as an ingress has
@@ -101,12 +101,6 @@ def coverage(probes: Iterable[Probe], cluster: ClusterFacts) -> Coverage:
     others = sum(bool(node["internal_ip"]) for node in cluster["nodes"]) - 1
     peers = min((len(targets - {source}) for source, targets in probed.items()), default=0)
     return Coverage(peers=peers, others=others)
-
-
-def met(probe: Probe, observation: Observation) -> bool:
-    """Whether a probe saw what it expects."""
-    expected = probe.get("expect", "ok")
-    return observation["outcome"] in (BLOCKED if expected == "blocked" else (expected,))
 
 
 def summarise(probes: Iterable[Probe], results: Dict[str, ProbeResult]) -> Matrix:

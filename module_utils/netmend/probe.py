@@ -13,18 +13,15 @@ import socket
 import ssl
 import struct
 import time
-from collections import Counter, deque
-from contextlib import suppress
+from collections import deque
 from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import conntrack, echo, node
-from .model import OUTCOMES, Moved, Observation, Probe, ProbeResult, Ruleset
-from .parse import dns, proc
-from .parse.iptables import parse_save
-from .plan import met
+from . import conntrack, echo
+from .counters import losses, moved, risen, rulesets
+from .model import OUTCOMES, Observation, Probe, ProbeResult, met
+from .parse import dns
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
@@ -382,78 +379,3 @@ def _resolved(answer: dns.Answer, timer: Timer) -> Observation:
     if not answer.addresses:
         return timer.observation("no address", "dns")
     return timer.observation(", ".join(answer.addresses))
-
-
-# --- counters ---------------------------------------------------------------------------------------------------------
-
-_LEGACY_TABLES = Path("/proc/net/ip_tables_names")
-_PROC_NET = Path("/proc/net")
-# Packets that the kernel gave up without any rule: damaged, by the reverse path filter, or in tracking connections.
-_LOSSES = (
-    "Udp.InCsumErrors",
-    "TcpExt.IPReversePathFilter",
-    "conntrack.drop",
-    "conntrack.early_drop",
-    "conntrack.insert_failed",
-)
-
-
-def rulesets() -> Dict[str, Ruleset]:
-    """The rule sets with their counters, by backend ("nft", "legacy"); one that cannot be read is left out."""
-    found = {}
-    for backend in ("nft", "legacy"):
-        # Without tables there is nothing to read, and iptables-legacy-save would load the kernel's modules to say so.
-        if backend == "legacy" and not (_LEGACY_TABLES.exists() and _LEGACY_TABLES.read_text().strip()):
-            continue
-        with suppress(node.CommandError):
-            found[backend] = parse_save(node.run([f"iptables-{backend}-save", "-c"]))
-    return found
-
-
-def moved(before: Dict[str, Ruleset], after: Dict[str, Ruleset]) -> List[Moved]:
-    """The DROP and REJECT rules and DROP policies whose counters rose, of the backends that were read both times.
-
-    A rule is the same one when table, chain and text are, wherever it stands by now; a new one counts from 0.
-    """
-    rises = []
-    for backend in (backend for backend in after if backend in before):
-        old = {key: packets for key, _, packets in _blocking(before[backend])}
-        for key, index, packets in _blocking(after[backend]):
-            table, chain, spec, _ = key
-            rise = packets - old.get(key, 0)
-            if rise > 0:
-                rises.append(Moved(backend=backend, table=table, chain=chain, index=index, spec=spec, packets=rise))
-    return rises
-
-
-def losses(directory: Path = _PROC_NET) -> Dict[str, int]:
-    """The counters of lost packets, as "group.name"; one that cannot be read is left out."""
-    groups: Dict[str, Dict[str, int]] = {}
-    for file in ("snmp", "netstat"):
-        with suppress(OSError, ValueError):
-            groups.update(proc.snmp((directory / file).read_text()))
-    with suppress(OSError, ValueError):
-        groups["conntrack"] = proc.conntrack((directory / "stat/nf_conntrack").read_text())
-    found = {f"{group}.{name}": value for group, counters in groups.items() for name, value in counters.items()}
-    return {name: found[name] for name in _LOSSES if name in found}
-
-
-def risen(before: Dict[str, int], after: Dict[str, int]) -> Dict[str, int]:
-    """By how much each counter rose that did; of those that were read both times."""
-    return {name: after[name] - before[name] for name in after if after[name] > before.get(name, after[name])}
-
-
-_Key = Tuple[str, str, str, int]  # table, chain, spec, and which one of those that read alike
-
-
-def _blocking(ruleset: Ruleset) -> Iterator[Tuple[_Key, int, int]]:
-    """Key, index and packets of everything that drops or rejects."""
-    for table, chains in ruleset.items():
-        for name, chain in chains.items():
-            if chain["policy"] == "DROP":
-                yield (table, name, "-P DROP", 1), 0, chain["packets"]
-            alike: Counter[str] = Counter()
-            for index, rule in enumerate(chain["rules"], start=1):
-                if rule["target"] in ("DROP", "REJECT"):
-                    alike[rule["spec"]] += 1
-                    yield (table, name, rule["spec"], alike[rule["spec"]]), index, rule["packets"]

@@ -193,7 +193,7 @@ def _labelled(sources: Iterable[str]) -> Dict[str, str]:
 
 def _inside(narrow: str, wide: str) -> bool:
     one, other = ipaddress.ip_network(narrow), ipaddress.ip_network(wide)
-    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]
+    return one.version == other.version and one.subnet_of(other)  # type: ignore[arg-type]  # one version
 
 
 def _version(address: str) -> int:

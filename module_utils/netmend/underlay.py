@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 from . import node
+from .counters import moved, rulesets
 from .model import UnderlayHeard, UnderlayReport, UnderlaySent, UnderlayTo
-from .probe import moved, rulesets
 from .sockets import ERRNO, queued
 from .underlay_packets import (
     DF,

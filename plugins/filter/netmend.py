@@ -49,13 +49,13 @@ def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
     hosts = _hosts(names, hostvars)
     expected, clusters, refusals = [], [], []
     for host in hosts:
-        name = host.get("netmend_node_info", {}).get("netmend_node", {}).get("name", host["inventory_hostname"])
+        answer = host.get("netmend_node_info", {})
+        name = answer.get("netmend_node", {}).get("name", host["inventory_hostname"])
         expected.append(name)
-        answer = host.get("netmend_cluster_info", {})
         if "netmend_cluster" in answer:
             clusters.append((host["inventory_hostname"], answer["netmend_cluster"]))
-        elif answer.get("msg"):
-            refusals.append(f"{name}: {answer['msg']}")
+        elif "netmend_cluster_error" in answer:
+            refusals.append(f"{name}: {answer['netmend_cluster_error']}")
     if not clusters:
         said = "; ".join(refusals) or "No server could be reached."
         raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ MACHINES = {"servers": 1, "agents": 1, "memory": {"server": 256, "agent": 256}}
 
 
 def start(name: str, **changes: int) -> Lab:
-    lab = spec.parse({**MACHINES, **changes, "name": name}, Path("small.yml"))
-    cluster.up(lab, lambda _: None, plain=True)
+    lab = replace(spec.parse({**MACHINES, **changes, "name": name}, Path("small.yml")), plain=True)
+    cluster.up(lab, lambda _: None)
     return lab
 
 
@@ -65,6 +66,10 @@ def processes(name: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_nothing_starts_k3s_on_a_plain_machine(lab: Lab) -> None:
+    assert says(lab, "systemctl is-active k3s.service") == "inactive\n"
 
 
 def test_the_private_network_takes_1450_bytes_and_no_more(lab: Lab) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from ansible.module_utils.netmend import apply as applying
 from ansible.module_utils.netmend.apply import Change, apply, named, remove
-from ansible.module_utils.netmend.kube import ApiError
+from ansible.module_utils.netmend.kube import Api, ApiError
 
 CORE = {"Namespace": ("namespaces", False), "ConfigMap": ("configmaps", True)}
 DEFINITION = {
@@ -38,6 +38,7 @@ class Server:
     """An API server's memory: it merges what is applied, keeps versions, and learns kinds from definitions."""
 
     server = "https://api"
+    item = Api.item
 
     def __init__(self, *, establishes: bool = True) -> None:
         self.stored: dict[str, dict] = {}

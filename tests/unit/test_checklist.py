@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +15,7 @@ import yaml
 from ansible.module_utils.netmend import checklist
 from ansible.module_utils.netmend.probe import problem
 
+from tests.unit import playbooks
 from tests.unit.report import sample
 
 ROOT = Path(__file__).parents[2]
@@ -230,19 +229,6 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
-def playbook(path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), *arguments, path],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(("mark", "code", "said"), [(70, 2, "missed"), (50, 0, "reached")])
 def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, said: str, tmp_path: Path) -> None:
     _, facts = sample.facts(3)
@@ -269,7 +255,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
     plays = [{"import_playbook": str(ROOT / f"playbooks/{name}.yml")} for name in ("checklist", "verdict")]
     (tmp_path / "both.yml").write_text(yaml.safe_dump(plays))
 
-    done = playbook(tmp_path / "both.yml", "-i", inventory)
+    done = playbooks.run(tmp_path / "both.yml", "-i", inventory)
     assert done.returncode == code, done.stdout + done.stderr
     report = json.loads((tmp_path / "reports/report.json").read_text())
     assert [point["met"] for point in report["now"]["checklist"]] == [True, True, False]
@@ -289,7 +275,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
 def test_nothing_is_measured_for_what_cannot_be_asked(variables: dict[str, Any], said: str, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": {"a": {"ansible_connection": "local"}}}}))
-    done = playbook(ROOT / "validate.yml", "-i", inventory, "-e", json.dumps(variables))
+    done = playbooks.run(ROOT / "validate.yml", "-i", inventory, "-e", json.dumps(variables))
     assert done.returncode not in (0, 2)
     assert said in done.stdout
     assert "Read every node" not in done.stdout

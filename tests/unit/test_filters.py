@@ -45,7 +45,8 @@ def facts() -> dict[str, Any]:
 
 def test_facts_are_the_clusters_and_who_was_expected() -> None:
     cluster = {"nodes": [], "services": [], "errors": []}
-    server = {**host("a"), "netmend_cluster_info": {"netmend_cluster": cluster}}
+    server = host("a")
+    server["netmend_node_info"]["netmend_cluster"] = cluster
     server["netmend_node_info"]["netmend_node"]["k3s"] = {"role": "server", "config": {"cluster-cidr": "10.99.0.0/16"}}
     gone = {"inventory_hostname": "b", "netmend_node_info": {"unreachable": True, "msg": "gone"}}
     found = filters.netmend_facts(*hostvars(server, gone))
@@ -54,7 +55,8 @@ def test_facts_are_the_clusters_and_who_was_expected() -> None:
 
 
 def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
-    refusing = {**host("a"), "netmend_cluster_info": {"msg": "no certificate"}}
+    refusing = host("a")
+    refusing["netmend_node_info"]["netmend_cluster_error"] = "no certificate"
     with pytest.raises(filters.AnsibleFilterError, match="a: no certificate"):
         filters.netmend_facts(*hostvars(refusing, host("b")))
 

@@ -33,6 +33,13 @@ def test_node_info(check_mode: bool, capsys: pytest.CaptureFixture[str]) -> None
     assert "net.ipv4.conf.lo.forwarding" in result["netmend_node"]["sysctls"]
 
 
+def test_a_server_that_cannot_ask_its_api_says_why_and_does_not_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("netmend_node_info", {"cluster": True}, capsys)
+    assert "failed" not in result
+    assert result["netmend_node"]["name"]
+    assert result["netmend_cluster_error"].startswith("cannot read K3s's credentials: /var/lib/rancher/k3s/server/tls")
+
+
 def test_cluster_info_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run("netmend_cluster_info", {"kubeconfig": str(tmp_path / "none")}, capsys)
     assert result["failed"] is True

@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from ansible.module_utils.netmend import lease
+from ansible.module_utils.netmend import kube, lease
 from ansible.module_utils.netmend.kube import ApiError
 from ansible.module_utils.netmend.lease import Claim, LeaseHeld
 
@@ -61,6 +61,7 @@ class Api:
     """An API server with one lease, which takes a write only on top of what was read."""
 
     server = "https://api"
+    item = kube.Api.item
 
     def __init__(self, stored=None, meanwhile=None):
         self.stored, self.meanwhile, self.version = stored, meanwhile, 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.netmend.model import ClusterFacts, Matrix, NodeFacts, Pod, Probe, Service
-from ansible.module_utils.netmend.plan import by_node, coverage, met, plan_canary, plan_matrix, summarise
+from ansible.module_utils.netmend.model import ClusterFacts, Matrix, NodeFacts, Pod, Probe, Service, met
+from ansible.module_utils.netmend.plan import by_node, coverage, plan_canary, plan_matrix, summarise
 
 SERVER, AGENT1, AGENT2 = "k3s-master-01", "k3s-worker-01", "k3s-worker-02"
 ADDRESSES = {SERVER: "10.0.0.100", AGENT1: "10.0.0.110", AGENT2: "10.0.0.111"}

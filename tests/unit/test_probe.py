@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from ansible.module_utils.netmend.counters import losses, moved, risen
 from ansible.module_utils.netmend.model import Observation, Probe
 from ansible.module_utils.netmend.parse import dns
 from ansible.module_utils.netmend.parse.iptables import parse_save
-from ansible.module_utils.netmend.probe import losses, moved, problem, risen, run_probes
+from ansible.module_utils.netmend.probe import problem, run_probes
 
 CLIENT, ROUTER, SERVER = (f"nm-probe-{os.getpid()}-{role}" for role in ("client", "router", "server"))
 CLIENT_IP, ROUTER_IP, SERVER_IP = "192.0.2.2", "192.0.2.1", "198.51.100.2"
@@ -816,7 +817,7 @@ def test_datagrams_with_a_bad_checksum_are_counted(namespace: Any) -> None:
     namespace("ip", "link", "set", "lo", "up")
     counted = namespace.python(
         "import socket, struct\n"
-        "from ansible.module_utils.netmend.probe import losses\n"
+        "from ansible.module_utils.netmend.counters import losses\n"
         "before = losses()\n"
         "datagram = struct.pack('!4H', 4000, 4001, 12, 0x1234) + b'data'\n"
         "with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:\n"

@@ -6,9 +6,8 @@ import ipaddress
 from functools import lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
-from .. import plan
 from ..loss import Tally
-from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service
+from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service, met
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
 # how many ICMP errors it sends to one address.
@@ -69,8 +68,11 @@ class Case:
         observation = self.observations.get(probe["id"])
         return observation["outcome"] if observation else MISSING
 
+    def _seen(self, probe: Probe) -> Observation:
+        return self.observations.get(probe["id"], Observation())
+
     def attempts(self, probe: Probe) -> Tally:
-        seen = self.observations.get(probe["id"], Observation())
+        seen = self._seen(probe)
         return Tally(seen.get("attempts", 1), seen.get("failed", int(not self.met(probe))))
 
     def comes_and_goes(self, probe: Probe) -> bool:
@@ -84,21 +86,21 @@ class Case:
 
     def led(self, probe: Probe) -> Dict[str, Tally]:
         """The endpoints that a Service's address led to, as far as connection tracking told."""
-        seen = self.observations.get(probe["id"], Observation())
+        seen = self._seen(probe)
         return {address: Tally(*tally) for address, tally in seen.get("endpoints", {}).items()}
 
     def ports(self, probe: Probe) -> Dict[str, Tally]:
         """The local ports from which attempts failed."""
-        seen = self.observations.get(probe["id"], Observation())
+        seen = self._seen(probe)
         return {port: Tally(*tally) for port, tally in seen.get("ports", {}).items()}
 
     def passed(self, probe: Probe) -> int:
         """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
-        return self.observations.get(probe["id"], Observation()).get("mtu", 0)
+        return self._seen(probe).get("mtu", 0)
 
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""
-        return plan.met(probe, Observation(outcome=self.outcome(probe)))
+        return met(probe, Observation(outcome=self.outcome(probe)))
 
     def tally(self, probes: Iterable[Probe]) -> str:
         """ "3 of 4" that came out as expected."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from tests.unit import playbooks
 from tests.unit.report import sample
 
 ROOT = Path(__file__).parents[3]
@@ -32,16 +31,7 @@ def run(judgement: Any, directory: Path) -> subprocess.CompletedProcess[str]:
     hosts = {name: {"ansible_connection": "local", **measured, **facts[name]} for name in names}
     inventory = directory / "inventory.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": hosts}}))
-    return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, "playbooks/verdict.yml"],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return playbooks.run("playbooks/verdict.yml", "-i", inventory)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ answer = {"changed": False}
 said = ""
 if module == "netmend_node_info":
     answer["netmend_node"] = facts(host)
+    if arguments["cluster"]:
+        answer["netmend_cluster"] = facts("cluster")
 elif module == "netmend_cluster_info":
     answer["netmend_cluster"] = facts("cluster")
 elif module == "netmend_pod_replacement":

@@ -245,11 +245,15 @@ async def _runtime(config: Config, settings: Cluster, children: Children) -> Non
     for key, value in SYSCTLS.items():
         with suppress(OSError):  # a kernel without IPv6 or the bridge filter lacks some
             Path("/proc/sys", key).write_text(value)
-    write(CONTAINERD_CONFIG, components.containerd_configuration(config.pause_image, flannel))
     if flannel:
         write(NET_CONF, components.net_conf(settings))
         own = config.flannel_cni_conf
         write(CNI_CONF / "10-flannel.conflist", Path(own).read_text() if own else components.CONFLIST)
+    await _containerd(config, flannel, children)
+
+
+async def _containerd(config: Config, flannel: bool, children: Children) -> None:
+    write(CONTAINERD_CONFIG, components.containerd_configuration(config.pause_image, flannel))
     for directory, mode in (
         (CONTAINERD, 0o700),
         *([(CNI_CONF, 0o700)] if flannel else []),
@@ -274,14 +278,7 @@ async def _import_ahead(config: Config) -> None:
     if not _missing_images():
         return
     children = Children()
-    write(CONTAINERD_CONFIG, components.containerd_configuration(config.pause_image, flannel=False))
-    for directory in (CONTAINERD, CONTAINERD_STATE):
-        directory.mkdir(parents=True, exist_ok=True)
-    CONTAINERD_SOCKET.unlink(missing_ok=True)
-    await children.start(components.containerd(), log=CONTAINERD / "containerd.log")
-    await until(CONTAINERD_SOCKET.exists, "containerd")
-    for image in _missing_images():
-        await _import(image)
+    await _containerd(config, flannel=False, children=children)
     await children.stop()
 
 
