@@ -107,16 +107,6 @@ def wait(lab: Lab) -> None:
     must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
 
 
-def revive(lab: Lab) -> list[str]:
-    """Switch machines that hang off and on again, and wait for the cluster; returns their names."""
-    hanging = machines.hanging(lab)
-    for machine in hanging:
-        machines.power_cycle(lab, machine)
-    if hanging:
-        wait(lab)
-    return [machine.name for machine in hanging]
-
-
 def reboot(lab: Lab, machine: Machine) -> None:
     """Reboot a machine, and wait until the cluster has noticed and has its pods there again."""
     boot = "/proc/sys/kernel/random/boot_id"

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from . import cache, calico, network, seed
@@ -23,7 +22,6 @@ POWER_ON = Path(__file__).parent / "power_on.py"
 KERNEL = "linux"
 IMAGE = "disk.img"
 SSH_WITHIN = 120.0  # seconds from power-on
-HANGS_AFTER = 60.0  # seconds without an answer
 CONSOLE_LINES = 15
 # What a panic prints behind its cause, and would hide it.
 STACK = re.compile(r"\s*(\[<[0-9a-f]+>\].*|([0-9a-f]{8,16}\s*)+|Stack:|Call Trace:)$")
@@ -113,28 +111,6 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
         nic("vec0", f"public-{index}", lab.mtu_public, machine.public),
         nic("vec1", f"private-{index}", lab.mtu_private, machine.private),
     ]
-
-
-def power_cycle(lab: Lab, machine: Machine) -> None:
-    """Switch a machine off, as by its plug, and on again, and wait until it answers on SSH."""
-    os.kill(int(_pid_file(lab.name, machine).read_text()), signal.SIGKILL)
-    shutil.rmtree(_pid_file(lab.name, machine).parent)
-    wait_for_ssh(replace(lab, machines=(machine,)), {machine.name: _start(lab, machine)})
-
-
-def hanging(lab: Lab) -> list[Machine]:
-    """Machines that run, and do not answer on SSH."""
-
-    def hangs(machine: Machine) -> bool:
-        deadline = time.monotonic() + HANGS_AFTER
-        while not greets(machine.private):
-            if time.monotonic() > deadline:
-                return True
-            time.sleep(0.5)
-        return False
-
-    with ThreadPoolExecutor(len(lab.machines), initializer=network.enter, initargs=(lab.name,)) as pool:
-        return [machine for machine, hung in zip(lab.machines, pool.map(hangs, lab.machines), strict=True) if hung]
 
 
 def wait_for_ssh(lab: Lab, processes: dict[str, subprocess.Popen[bytes]]) -> dict[str, float]:

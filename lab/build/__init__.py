@@ -41,7 +41,11 @@ def _program(name: str) -> Part:
 
 
 PARTS: dict[str, Part] = {
-    "kernel": Part(lambda steps, out, _: kernel.build(steps, out), (HERE / "kernel.py", kernel.FRAGMENT), disk=5 << 29),
+    "kernel": Part(
+        lambda steps, out, _: kernel.build(steps, out),
+        (HERE / "kernel.py", kernel.FRAGMENT, kernel.PATCH),
+        disk=5 << 29,
+    ),
     "system": Part(lambda steps, out, _: system.build(steps, out), (HERE / "system.py",), disk=3 << 29),
     "kube": _program("kube"),
     "coredns": _program("coredns"),

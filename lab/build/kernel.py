@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from . import apt
-from .steps import Steps
+from .steps import BuildError, Steps
 
 SUITES = ["trixie-backports", "sid"]
 WANTED = "linux-source-7.2"
@@ -16,6 +17,8 @@ UNPACK = """
 dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards "./usr/src/linux-source-*.tar.xz" | tar -xJ --strip-components=1
 """
 FRAGMENT = Path(__file__).parent.parent / "kernel.config"
+# Interrupts that get lost, so that a machine waits for its disk for good.
+PATCH = FRAGMENT.with_suffix(".patch")
 
 
 def build(steps: Steps, out: Path) -> None:
@@ -29,6 +32,10 @@ def build(steps: Steps, out: Path) -> None:
     tree = out / "tree"
     tree.mkdir()
     steps.run("bash", "-o", "pipefail", "-c", UNPACK, "unpack", archive, cwd=tree)
+
+    # A newer kernel may have it mended, and is then built as it is; the log tells.
+    with suppress(BuildError):
+        steps.run("patch", "--strip=1", "--forward", f"--input={PATCH}", cwd=tree)
 
     make = ["make", "ARCH=um", f"-j{os.cpu_count()}", "KBUILD_BUILD_USER=netmend", "KBUILD_BUILD_HOST=netmend"]
     steps.run(*make, "defconfig", cwd=tree)
