@@ -1,4 +1,4 @@
-"""Flannel is swapped for Calico under load, nothing is lost, and a second run changes nothing."""
+"""Flannel is swapped for Calico and back again under load: nothing is lost or left behind, and a second run changes nothing."""
 
 from __future__ import annotations
 
@@ -9,25 +9,46 @@ from typing import Any
 import pytest
 
 from lab import cluster, upstream
-from lab.load import load
+from lab.load import Client, load
 from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
 POOL = ip_network("10.42.128.0/17")
 NODE_PORT = 31695
-
-
-def pods(lab: Lab) -> list[dict[str, Any]]:
-    said = cluster.must(lab, lab.machines[0], "k3s kubectl get pods -A -o json")
-    return [item for item in json.loads(said)["items"] if not item["spec"].get("hostNetwork")]
+TRACES = "ip -br link; ip route show table all; ip rule; iptables-save; ipset list -n; ls /etc/cni/net.d 2>/dev/null"
 
 
 @pytest.fixture(scope="module")
-def swapped(lab: Lab, playbooks: Playbooks) -> dict[str, Any]:
-    assert not any(ip_address(pod["status"]["podIP"]) in POOL for pod in pods(lab))
+def swapped(lab: Lab, playbooks: Playbooks) -> tuple[Outcome, dict[str, Client]]:
+    assert not any(address in POOL for address in pods(lab).values())
     with load(lab, "web", NODE_PORT) as clients:
         run = swap(playbooks)
-    return {"run": run, "clients": clients}
+    return run, clients
+
+
+@pytest.fixture(scope="module")
+def returned(
+    swapped: tuple[Outcome, dict[str, Client]], lab: Lab, playbooks: Playbooks
+) -> tuple[Outcome, dict[str, Client]]:
+    assert swapped[0].code == 0
+    with load(lab, "web", NODE_PORT) as clients:
+        run = back(playbooks)
+    return run, clients
+
+
+def pods(lab: Lab) -> dict[str, Any]:
+    """Pods with a network of their own -> their addresses."""
+    said = cluster.must(lab, lab.machines[0], "k3s kubectl get pods -A -o json")
+    return {
+        item["metadata"]["name"]: ip_address(item["status"]["podIP"])
+        for item in json.loads(said)["items"]
+        if not item["spec"].get("hostNetwork")
+    }
+
+
+def traces(lab: Lab) -> dict[str, str]:
+    """What a network leaves on each machine, in lower case."""
+    return {machine.name: cluster.must(lab, machine, TRACES).lower() for machine in lab.machines}
 
 
 def swap(playbooks: Playbooks) -> Outcome:
@@ -36,27 +57,64 @@ def swap(playbooks: Playbooks) -> Outcome:
     return playbooks.run("playbooks/swap_cni.yml", *arguments, limit=900)
 
 
-def test_no_request_is_lost(swapped: dict[str, Any]) -> None:
-    assert swapped["run"].code == 0, swapped["run"].output
-    for client in swapped["clients"].values():
+def back(playbooks: Playbooks) -> Outcome:
+    manifest = upstream.calico("v3.32.1")
+    arguments = ("-e", f"calico_ipip_manifest={manifest}", "-e", "netmend_swap_drain_seconds=5")
+    return playbooks.run("playbooks/rollback.yml", *arguments, limit=900)
+
+
+def lost_nothing(clients: dict[str, Client]) -> bool:
+    for client in clients.values():
         assert client.asked > 1000
         assert client.lost == []
+    return True
 
 
-def test_all_pods_are_on_the_new_network(swapped: dict[str, Any], lab: Lab) -> None:
-    assert swapped["run"].report["healthy"], swapped["run"].output
-    assert all(ip_address(pod["status"]["podIP"]) in POOL for pod in pods(lab))
+def test_the_swap_loses_no_request(swapped: tuple[Outcome, dict[str, Client]]) -> None:
+    run, clients = swapped
+    assert run.code == 0, run.output
+    assert run.report["healthy"], run.output
+    assert lost_nothing(clients)
+
+
+@pytest.mark.usefixtures("swapped")
+def test_all_pods_are_on_calico(lab: Lab) -> None:
+    assert all(address in POOL for address in pods(lab).values())
 
 
 @pytest.mark.usefixtures("swapped")
 def test_nothing_is_left_of_flannel(lab: Lab) -> None:
-    for machine in lab.machines:
-        seen = cluster.must(lab, machine, "ip -br link; ip route; iptables-save; ls /run/flannel 2>&1")
-        assert "flannel" not in seen.lower().replace("/run/flannel", "")
-        assert "cni0" not in seen
+    for found in traces(lab).values():
+        assert "flannel" not in found
+        assert "cni0" not in found
 
 
 @pytest.mark.usefixtures("swapped")
-def test_a_second_run_changes_nothing(playbooks: Playbooks) -> None:
+def test_a_second_swap_changes_nothing(playbooks: Playbooks) -> None:
     again = swap(playbooks)
+    assert (again.code, again.changed) == (0, 0), again.output
+
+
+def test_the_way_back_loses_no_request(returned: tuple[Outcome, dict[str, Client]]) -> None:
+    run, clients = returned
+    assert run.code == 0, run.output
+    assert run.report["healthy"], run.output
+    assert lost_nothing(clients)
+
+
+@pytest.mark.usefixtures("returned")
+def test_all_pods_are_on_flannel(lab: Lab) -> None:
+    assert not any(address in POOL for address in pods(lab).values())
+
+
+@pytest.mark.usefixtures("returned")
+def test_nothing_is_left_of_calico(lab: Lab) -> None:
+    for found in traces(lab).values():
+        assert "cali" not in found
+        assert "tunl0@" not in found.replace("tunl0@none      down", "")
+
+
+@pytest.mark.usefixtures("returned")
+def test_a_second_way_back_changes_nothing(playbooks: Playbooks) -> None:
+    again = back(playbooks)
     assert (again.code, again.changed) == (0, 0), again.output
