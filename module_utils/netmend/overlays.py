@@ -278,6 +278,11 @@ def _carries(pair: UnderlayPair, kind: str) -> str:
     return {"passes": "works", "host": "host", "sender": "host", "fabric": "no"}.get(verdict, "unknown")
 
 
+def is_unknown(underlay: Optional[Underlay]) -> bool:
+    """Whether another round might tell more: nodes that are busy do not all listen in time."""
+    return not underlay or any(overlay["verdict"] == "unknown" for overlay in underlay["overlays"].values())
+
+
 def _of_all(pairs: Sequence[OverlayVerdict], unknown: Mapping[str, str]) -> OverlayVerdict:
     """Of all pairs the worst, and the smallest MTU."""
     nothing = [OverlayVerdict(verdict="unknown", mtu=0, why=[f"{node}: {why}."]) for node, why in unknown.items()]

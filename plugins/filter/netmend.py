@@ -153,7 +153,7 @@ def netmend_swap(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict
     asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
     refusals = [refusal["message"] for refusal in gates.gates(*asked)]
     if refusals:
-        return {"refusals": refusals}
+        return {"refusals": refusals, "unknown": overlays.is_unknown(underlay)}
     standing = state.read(nodes, cluster)
     return {
         "refusals": [],
@@ -174,7 +174,7 @@ def netmend_swap_back(names: Names, hostvars: Any, wanted: Mapping[str, Any]) ->
     asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
     refusals = [refusal["message"] for refusal in gates.gates_back(*asked)]
     if refusals:
-        return {"refusals": refusals}
+        return {"refusals": refusals, "unknown": overlays.is_unknown(underlay)}
     standing = state.read(nodes, cluster)
     pools = [pool["cidr"] for pool in standing["pools"]]
     return {

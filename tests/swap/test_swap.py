@@ -1,4 +1,4 @@
-"""Flannel is swapped for Calico and back again under load: nothing is lost or left behind, and a second run changes nothing."""
+"""Flannel is swapped for Calico and back under load: nothing is lost or left, and a second run changes nothing."""
 
 from __future__ import annotations
 

@@ -507,9 +507,12 @@ def _underlay(swap: _Swap) -> Iterator[str]:
     if not swap.underlay:
         return
     for kind in (_kind(swap.wanted.backend), *([BGP] if swap.wanted.backend == "bird" else [])):
-        stopped = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, kind)]
+        failing = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, kind)]
+        stopped, unknown = _told(swap, kind, failing)
         if stopped:
             yield f"{_not_passing(swap, kind, stopped)} {_instead(swap, kind, stopped)}"
+        elif unknown:
+            yield _not_known(swap, kind, unknown)
 
 
 def _flannel_passes(swap: _Swap) -> Iterator[str]:
@@ -528,16 +531,34 @@ def _flannel(swap: _Swap) -> Iterator[str]:
     elif swap.underlay:
         kind = overlays.OVERLAYS[FLANNEL[backend]][0]
         pairs = swap.underlay["pairs"]
-        stopped = [pair for pair, each in pairs.items() if each["kinds"][kind]["verdict"] != "passes"]
+        failing = [pair for pair, each in pairs.items() if each["kinds"][kind]["verdict"] != "passes"]
+        stopped, unknown = _told(swap, kind, failing)
         if stopped:
             yield f"{_not_passing(swap, kind, stopped)} {REOPEN}"
+        elif unknown:
+            yield _not_known(swap, kind, unknown)
 
 
-def _not_passing(swap: _Swap, kind: str, stopped: List[str]) -> str:
+def _told(swap: _Swap, kind: str, failing: List[str]) -> Tuple[List[str], List[str]]:
+    """The pairs of those that something stops, and those of which that is not known."""
     assert swap.underlay
-    seen = [overlays.sentence(swap.underlay["pairs"], *_ends(pair), kind) for pair in stopped[:PAIRS]]
-    more = f" {len(stopped) - PAIRS} more pairs are like that." if len(stopped) > PAIRS else ""
-    return f"{_capital(overlays.label(kind))} do not pass. {' '.join(seen)}{more}"
+    unknown = [pair for pair in failing if swap.underlay["pairs"][pair]["kinds"][kind]["verdict"] == "unknown"]
+    return [pair for pair in failing if pair not in unknown], unknown
+
+
+def _not_known(swap: _Swap, kind: str, pairs: List[str]) -> str:
+    return f"Whether {overlays.label(kind)} pass is not known. {_seen(swap, kind, pairs)} Measure again."
+
+
+def _not_passing(swap: _Swap, kind: str, pairs: List[str]) -> str:
+    return f"{_capital(overlays.label(kind))} do not pass. {_seen(swap, kind, pairs)}"
+
+
+def _seen(swap: _Swap, kind: str, pairs: List[str]) -> str:
+    assert swap.underlay
+    seen = [overlays.sentence(swap.underlay["pairs"], *_ends(pair), kind) for pair in pairs[:PAIRS]]
+    more = f" {len(pairs) - PAIRS} more pairs are like that." if len(pairs) > PAIRS else ""
+    return " ".join(seen) + more
 
 
 def _instead(swap: _Swap, kind: str, stopped: List[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Callable
 
 import pytest
+from ansible.module_utils.netmend import overlays
 from ansible.module_utils.netmend.calico_manifest import Options
 from ansible.module_utils.netmend.swap.gates import (
     GATES,
@@ -400,6 +401,18 @@ def test_ipip_that_is_lost_is_named_with_what_passes(flannel: Captured) -> None:
     assert message.startswith("IP protocol 4 packets do not pass. agent0>agent1: 0 of 5 IP protocol 4 packets arrived")
     assert message.endswith("Choose backend vxlan: VXLAN on UDP 4789 (Calico) passes, with MTU 1400.")
     assert refusals(flannel, replace(CALICO, backend="vxlan")) == []
+
+
+def test_what_a_node_may_have_missed_is_not_taken_for_lost(flannel: Captured) -> None:
+    def began_late(reports: dict[str, Any]) -> None:
+        lost("ipip")(reports)
+        reports["agent1"]["listened"] = [100.8, 101.7]
+
+    flannel.measure(began_late)
+    message = only(flannel, "underlay")
+    assert message.startswith("Whether IP protocol 4 packets pass is not known. agent0>agent1: 0 of 5 IP protocol 4 packets")
+    assert message.endswith("Measure again.")
+    assert overlays.is_unknown(flannel.underlay)
 
 
 def test_calicos_vxlan_that_is_lost_is_named_with_what_passes(flannel: Captured) -> None:
