@@ -405,13 +405,15 @@ def test_ipip_that_is_lost_is_named_with_what_passes(flannel: Captured) -> None:
 
 def test_what_a_node_may_have_missed_is_not_taken_for_lost(flannel: Captured) -> None:
     def began_late(reports: dict[str, Any]) -> None:
-        lost("ipip")(reports)
-        reports["agent1"]["listened"] = [100.8, 101.7]
+        heard = reports["agent1"]["heard"]["agent0"]
+        lost(*heard["kinds"])(reports)
+        heard.update(sizes={}, rounds=[])
+        reports["agent1"]["listened"] = [100.95, 101.7]
 
     flannel.measure(began_late)
-    message = only(flannel, "underlay")
-    assert message.startswith("Whether IP protocol 4 packets pass is not known. agent0>agent1: 0 of 5 IP protocol 4 packets")
-    assert message.endswith("Measure again.")
+    said = dict(refusals(flannel))
+    assert said["underlay"].startswith("Whether IP protocol 4 packets pass is not known. agent0>agent1: 0 of 5")
+    assert said["underlay"].endswith("Measure again.")
     assert overlays.is_unknown(flannel.underlay)
 
 
