@@ -92,7 +92,7 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
     return [
         f"umid={machine.name}",
         f"mem={machine.memory}M",
-        # With two a machine hangs under load: it waits for a disk's completion that got lost.
+        # With two a machine hung under load, which kernel.patch mends for one.
         "ncpus=1",
         f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",

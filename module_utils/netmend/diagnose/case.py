@@ -68,6 +68,11 @@ class Case:
         observation = self.observations.get(probe["id"])
         return observation["outcome"] if observation else MISSING
 
+    def said(self, probe: Probe) -> str:
+        """The outcome, and what more is known of it: "unreachable (icmp host-unreachable from 10.0.0.111)"."""
+        detail = self._seen(probe).get("detail", "")
+        return f"{self.outcome(probe)} ({detail})" if detail else self.outcome(probe)
+
     def _seen(self, probe: Probe) -> Observation:
         return self.observations.get(probe["id"], Observation())
 

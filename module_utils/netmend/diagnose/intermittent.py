@@ -73,7 +73,7 @@ def fails_at_times(case: Case, paths: Paths, explained: FrozenSet[str]) -> Itera
         return
     samples = _samples(case, paths, lossy)
     keeps = leads(samples)
-    outcomes = Counter(case.outcome(probe) for probe in lossy).most_common()
+    outcomes = Counter(case.said(probe) for probe in lossy).most_common()
     yield Suspicion(
         where=keeps[0].label[1] if keeps else ", ".join(sorted({probe["source_node"] for probe in lossy})),
         evidence=[

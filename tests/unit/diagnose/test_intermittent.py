@@ -50,7 +50,8 @@ def ask_web(bench, rate, *, told=True, again=0.0, seed=1):
 def put(bench, probe, attempts, failed, **more):
     """As probing has it: what failed once of so many is lost, and no fault."""
     (seen,) = [each for each in observations(bench) if each["id"] == probe["id"]]
-    seen.update(outcome="timeout" if failed > 1 else "ok", attempts=attempts, failed=failed, **more)
+    outcome, detail = ("timeout", "no answer to SYN") if failed > 1 else ("ok", "")
+    seen.update(outcome=outcome, detail=detail, attempts=attempts, failed=failed, **more)
 
 
 def observations(bench):
@@ -100,6 +101,7 @@ def test_loss_everywhere_keeps_to_nothing_and_has_its_interval(flannel):
     assert finding["fault"] == "fails-at-times"
     assert finding["where"] == ["agent0, agent1, server0"]
     assert "% with 95 % confidence) attempts of " in finding["evidence"][0]
+    assert finding["evidence"][0].endswith(" timeout (no answer to SYN).")
     assert finding["evidence"][1].startswith("They keep to no node, pair of nodes or endpoint, as far as ")
     assert finding["remedy"]["role"] == ""
 
