@@ -14,11 +14,12 @@ DOCUMENTATION = """
       - Ends a run that failed with 2 where findings are left (task C(Verdict)), with 10 where in check mode something
         would be changed (task C(Drift)), and with 1 where any other task failed. By itself ansible-playbook ends with 2
         in all three cases.
-      - Works beside whatever writes to the terminal, ansible-runner's own callback among others.
+      - Works beside whatever writes to the terminal, ansible-runner's own callback among others. Other callbacks, such
+        as P(ansible.builtin.junit#callback), do not learn of the end of a run that ends with 1 or 10.
 """
 
-ERROR = 1
-CODES = {"Verdict": 2, "Drift": 10}  # by the task of playbooks/verdict.yml; an error outranks either
+ERROR, FAILED = 1, 2  # ansible-playbook's own is the latter
+CODES = {"Verdict": FAILED, "Drift": 10}  # by the task of playbooks/verdict.yml; an error outranks either
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no types
@@ -35,5 +36,6 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
             self._codes.add(CODES.get(result.task.get_name(), ERROR))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        if self._codes:
-            raise SystemExit(min(self._codes))
+        code = min(self._codes, default=FAILED)
+        if code != FAILED and stats.failures:  # what was rescued is no failure
+            raise SystemExit(code)

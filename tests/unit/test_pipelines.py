@@ -78,6 +78,26 @@ def test_diagnose_finds_no_drift_but_findings(project: Project) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("--chekc", "fix_network.yml"), 2), (("-i", "nowhere", "fix_network.yml"), 1), (("ansible.cfg",), 4)],
+)
+def test_what_ansible_ends_with_before_it_runs_anything(
+    arguments: tuple[str, ...], code: int, project: Project
+) -> None:
+    done = project.run("ansible-playbook", "-i", "inventory/mine", *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert not project.reports.exists()
+
+
+def test_what_was_rescued_is_no_error(project: Project) -> None:
+    tasks = [{"block": [{"ansible.builtin.fail": None}], "rescue": [{"ansible.builtin.debug": {"msg": "rescued"}}]}]
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
+    (project.directory / "rescue.yml").write_text(yaml.safe_dump(play))
+    done = project.run("ansible-playbook", "-i", "localhost,", "rescue.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_nothing_asks() -> None:
     asking = re.compile(r"\b(vars_prompt|ansible\.builtin\.pause|ask_pass|become_ask_pass)\b")
     files = [*ROOT.glob("*.yml"), *ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/**/*.yml"), ROOT / "ansible.cfg"]
