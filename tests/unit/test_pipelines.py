@@ -72,6 +72,13 @@ def test_how_a_run_ends(run: Run, callback: dict[str, str], project: Project) ->
         assert project.report()["drift"] == (run.code == 10)
 
 
+def test_a_score_decides_alone(project: Project) -> None:
+    project.forward_nothing()
+    done = project.run(*FIX, "--check", "-e", "netmend_accept_score=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert project.report()["drift"]
+
+
 def test_diagnose_finds_no_drift_but_findings(project: Project) -> None:
     project.forward_nothing()
     done = project.run("ansible-playbook", "-i", "inventory/mine", "diagnose.yml", "--check")
