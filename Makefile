@@ -41,6 +41,8 @@ lint: .venv ## Check style, types, playbooks, YAML and shell scripts
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint --offline
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows docs/examples/github-actions.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/examples/gitlab-ci.yml
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 
 .PHONY: unit

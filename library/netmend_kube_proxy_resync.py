@@ -6,7 +6,9 @@ from __future__ import annotations
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.kube_proxy import CANARY_TABLES, missing_jumps
+from ansible.module_utils.netmend import conntrack
+from ansible.module_utils.netmend.kube_proxy import CANARY_TABLES, missing_jumps, service_addresses
+from ansible.module_utils.netmend.model import Ruleset
 from ansible.module_utils.netmend.parse.iptables import parse_save
 
 DOCUMENTATION = """
@@ -18,6 +20,8 @@ description:
     flushed, and then writes everything again, in its own order. No rule of anyone else is touched, and no connection
     is cut.
   - Waits until the jumps are back, and fails if they are not by I(timeout), with what to do then.
+  - Lets connection tracking forget the connections to Services' addresses that began meanwhile and had no answer. They
+    would go on to be led nowhere, for two minutes from the same port, and a resolver's for as long as it asks.
 options:
   timeout:
     description: Seconds to wait for kube-proxy. Keep it above its sync period.
@@ -45,6 +49,11 @@ missing:
   type: list
   elements: str
   sample: ["nat PREROUTING -> KUBE-SERVICES"]
+forgotten:
+  description: How many connections were forgotten.
+  returned: when something was missing, and not in check mode
+  type: int
+  sample: 36
 seconds:
   description: How long kube-proxy took.
   returned: when something was missing, and not in check mode
@@ -61,13 +70,18 @@ def main() -> None:
     result["diff"] = {"before": "".join(f"missing: {jump}\n" for jump in missing), "after": ""}
     if missing and not module.check_mode:
         result["seconds"] = _resync(module)
+        result["forgotten"] = conntrack.forget(service_addresses(_rules(module)))
     module.exit_json(**result)
 
 
 def _missing(module: AnsibleModule) -> list[str]:
+    return [str(jump) for jump in missing_jumps(_rules(module))]
+
+
+def _rules(module: AnsibleModule) -> Ruleset:
     save = module.get_bin_path("iptables-save", required=True)
     _, text, _ = module.run_command([save], check_rc=True, environ_update={"LC_ALL": "C"})
-    return [str(jump) for jump in missing_jumps(parse_save(text))]
+    return parse_save(text)
 
 
 def _resync(module: AnsibleModule) -> float:

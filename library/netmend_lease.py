@@ -13,12 +13,13 @@ short_description: Let no other run change the cluster meanwhile
 description:
   - Takes the Lease C(netmend) in kube-system, or renews it; fails where another run has it and is alive.
   - A run that ended without giving it back is taken for dead when it was not heard from for as long as it said, or
-    at once where its process ran on the same controller and is gone.
+    at once where its process ran on the same controller, or in the same container, and is gone.
 author: netmend maintainers
 options:
   holder:
     description:
-      - This run, as C(USER@HOST/PROCESS); the same in all calls of one run, and of no other.
+      - This run, as C(USER@HOST/SPACE/PROCESS), where SPACE stands for the machine or container whose process it is;
+        the same in all calls of one run, and of no other.
       - Filled in on the controller where it is not given.
     type: str
     required: true
@@ -64,7 +65,7 @@ holder:
   description: Who holds the lease now, another run where this fails; empty once it was given back.
   type: str
   returned: when not in check mode
-  sample: operator@bastion/4711
+  sample: operator@bastion/1f3c0d2e/4711
 """
 
 

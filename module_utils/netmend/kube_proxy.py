@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+import re
+from typing import List, NamedTuple, Optional, Set
 
 from .model import Ruleset
 
@@ -38,6 +39,13 @@ JUMPS = (
 def missing_jumps(ruleset: Ruleset) -> List[Jump]:
     """The jumps that kube-proxy wants and that are not there, nat first: without those no Service answers."""
     return [jump for jump in JUMPS if jump.target not in _targets(ruleset, jump)]
+
+
+def service_addresses(ruleset: Ruleset) -> Set[str]:
+    """The addresses that KUBE-SERVICES looks for: Services' own, and those of load balancers."""
+    chain = ruleset.get("nat", {}).get("KUBE-SERVICES")
+    matches = (re.search(r"-d ([0-9.]+)/32 ", rule["spec"]) for rule in (chain["rules"] if chain else []))
+    return {match[1] for match in matches if match}
 
 
 def _targets(ruleset: Ruleset, jump: Jump) -> List[Optional[str]]:

@@ -28,7 +28,7 @@ class LeaseHeld(Exception):
 
 
 class Claim(NamedTuple):
-    holder: str  # USER@HOST/PROCESS of the run
+    holder: str  # USER@HOST/SPACE/PROCESS of the run
     duration: int  # seconds of silence after which a holder counts as dead
     dead: str = ""  # a holder that is known to be
 

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action.normal import ActionModule as Normal
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+NAMESPACE = Path("/proc/self/ns/pid")
+
 
 class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        here = f"{getpass.getuser()}@{socket.gethostname()}"
+        here = place()
         # Tasks run in children of the process that is this run.
         self._task.args.setdefault("holder", f"{here}/{os.getppid()}")
         result: dict[str, Any] = super().run(tmp, task_vars)
-        place, _, process = result.get("holder", "").partition("/")
-        if result.get("failed") and place == here and not _runs(process):
+        there, _, process = result.get("holder", "").rpartition("/")
+        if result.get("failed") and there == here and not _runs(process):
             self._task.args["dead"] = result["holder"]
             result = super().run(tmp, task_vars)
         return result
+
+
+def place() -> str:
+    """USER@HOST/SPACE: where a number means one process.
+
+    Machines and containers of pipelines may share a host name, and each has process numbers of its own.
+    """
+    try:
+        space = f"{BOOT.read_text()}{NAMESPACE.stat().st_ino}"
+    except OSError:  # not on Linux
+        space = ""
+    return f"{getpass.getuser()}@{socket.gethostname()}/{hashlib.sha256(space.encode()).hexdigest()[:8]}"
 
 
 def _runs(process: str) -> bool:

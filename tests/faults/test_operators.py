@@ -41,7 +41,8 @@ def mended(broken: None, playbooks: Playbooks, rows: table.Rows) -> Outcome:
 def test_check_mode_says_what_would_change_and_changes_nothing(lab: Lab, broken: None, playbooks: Playbooks) -> None:
     before = [cluster.firewall(lab, machine) for machine in lab.machines]
     run = playbooks.run("fix_network.yml", "--check", "--diff")
-    assert run.code == 2, run.output
+    assert run.code == 10, run.output
+    assert run.report["drift"]
     assert "+ufw allow from 10.0.0.110 to any port 8472 proto udp" in run.output
     assert "--A FORWARD -d 10.42.0.0/16 -j DROP" in run.output
     assert [cluster.firewall(lab, machine) for machine in lab.machines] == before

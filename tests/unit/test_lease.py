@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.netmend import kube, lease
@@ -11,6 +17,7 @@ from ansible.module_utils.netmend.kube import ApiError
 from ansible.module_utils.netmend.lease import Claim, LeaseHeld
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=timezone.utc)
+PLUGIN = Path(__file__).parents[2] / "plugins/action/netmend_lease.py"
 MINE, OTHER = "me@here/10", "you@there/20"
 CLAIM = Claim(MINE, 600)
 
@@ -111,3 +118,47 @@ def test_an_answer_that_is_none_is_an_error():
     api.get = lambda path: (503, "etcd is gone")
     with pytest.raises(ApiError, match="503: etcd is gone"):
         lease.take(api, CLAIM)
+
+
+# --- the controller's part ---
+
+
+@pytest.fixture
+def plugin():
+    spec = importlib.util.spec_from_file_location("netmend_lease_action", PLUGIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("place", "process", "dead"),
+    [("here", "gone", True), ("here", "alive", False), ("elsewhere", "gone", False)],
+)
+def test_only_a_run_whose_process_was_here_and_is_gone_is_dead(plugin, monkeypatch, place, process, dead):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    there = plugin.place() if place == "here" else plugin.place()[:-8] + "00000000"
+    holder = f"{there}/{ended.pid if process == 'gone' else os.getpid()}"
+    asked = []
+
+    def run(self, tmp, task_vars):
+        asked.append(dict(self._task.args))
+        return {"failed": True, "holder": holder}
+
+    monkeypatch.setattr(plugin.Normal, "run", run)
+    action = object.__new__(plugin.ActionModule)
+    action._task = SimpleNamespace(args={})
+    action.run()
+    own = {"holder": f"{plugin.place()}/{os.getppid()}"}
+    assert asked == ([own, {**own, "dead": holder}] if dead else [own])
+
+
+def test_a_container_of_the_same_name_is_another_place(plugin):
+    if os.geteuid() != 0:
+        pytest.skip("process namespaces need root")
+    code = f"import runpy; print(runpy.run_path({str(PLUGIN)!r})['place']())"
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    said = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.strip()
+    assert said.rpartition("/")[0] == plugin.place().rpartition("/")[0]
+    assert said != plugin.place()

@@ -80,6 +80,7 @@ class Report(TypedDict):
     before: Optional[Judgement]  # None: it was measured once only
     now: Judgement
     check_mode: bool  # then the changes are those that would be made
+    drift: bool  # in check mode: something would be changed
     changes: List[Change]
     phases: List[Phase]
 
@@ -149,10 +150,11 @@ def report(
     Where there was one measurement only, ``before`` may be None or the same as ``now``. The last mark ends the run.
     """
     before = None if before == now else before
+    drift = check_mode and bool(changes)
     return {
         "schema": SCHEMA,
         "time": time,
-        "verdict": _verdict(now, before, changes) + _mark(now, pass_mark),
+        "verdict": _verdict(now, before, changes) + _mark(now, pass_mark) + (_drift(changes) if drift else ""),
         "healthy": now["healthy"],
         "score": now["score"],
         "pass_mark": pass_mark,
@@ -162,6 +164,7 @@ def report(
         "before": before,
         "now": now,
         "check_mode": check_mode,
+        "drift": drift,
         "changes": [
             {**change, "diff": [part for part in change["diff"] if part.get("before") != part.get("after")]}
             for change in changes
@@ -223,6 +226,11 @@ def _mark(now: Judgement, pass_mark: Optional[float]) -> str:
     if now["healthy"] or pass_mark is None:
         return ""
     return f" The pass mark of {pass_mark:g} % is {'reached' if _passes(now, pass_mark) else 'missed'}."
+
+
+def _drift(changes: List[Change]) -> str:
+    roles = dict.fromkeys(change["role"] for change in changes)
+    return f" Would change: {', '.join(roles)}."
 
 
 def _rounded(percent: float) -> float:

@@ -101,6 +101,16 @@ def test_mended_says_what_and_from_where() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "check_mode", "drift"), [([CHANGE], True, True), ([CHANGE], False, False), ([], True, False)]
+)
+def test_drift_is_what_would_change(changes: Any, check_mode: bool, drift: bool) -> None:
+    whole = said(SICK, SICK, changes, check_mode=check_mode)
+    assert whole["drift"] is drift
+    assert whole["verdict"].endswith(" Would change: ufw." if drift else "(50 %).")
+    assert not whole["passed"]
+
+
 def test_what_is_left_is_named() -> None:
     assert said(SICK, SICK)["verdict"].startswith("Findings left: dropped.")
 

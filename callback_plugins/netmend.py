@@ -16,15 +16,11 @@ DOCUMENTATION = """
     description:
       - Shows each step that did something with the time since the start, changes and errors by host, and the text of
         C(ansible.builtin.debug) as it is. Everything else as the default callback does it with C(-v).
-      - Ends the run with exit code 1 where it failed for another reason than findings that are left (2, by the task
-        named C(Verdict)); without this callback, ansible-playbook tells neither from the other.
     extends_documentation_fragment:
       - default_callback
       - result_format_callback
 """
 
-VERDICT = "Verdict"
-EXIT_ERROR = 1
 QUIET = ("assert", "debug", "fail", "meta", "netmend_report", "set_fact", "validate_argument_spec")
 
 
@@ -37,7 +33,6 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
         super().__init__()
         self._started = time.monotonic()
         self._announced = ""
-        self._errors = False
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         self._play = play
@@ -92,7 +87,6 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if ignore_errors and not self._display.verbosity:
             return
-        self._errors = self._errors or (result.task.get_name() != VERDICT and not ignore_errors)
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
             return
@@ -108,11 +102,6 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
             message = str(result.result.get("msg", "")).strip()
             text = f"            unreachable: {self.host_label(result)}: {message}"
             self._display.display(text, color=C.COLOR_UNREACHABLE)
-
-    def v2_playbook_on_stats(self, stats: Any) -> None:
-        super().v2_playbook_on_stats(stats)
-        if self._errors:
-            raise SystemExit(EXIT_ERROR)
 
     def _announce(self, task: Any) -> None:
         if self._announced != task._uuid:

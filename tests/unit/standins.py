@@ -1,0 +1,124 @@
+"""The project beside a cluster that is not there: its modules answer what a captured cluster's nodes did."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lab.playbooks import PROGRAM
+from tests.unit.diagnose.conftest import NODES, Bench
+
+ROOT = Path(__file__).parents[2]
+CAPTURED = ROOT / "tests/fixtures/k3s-1.36.3/flannel"
+# Those that the playbooks run on nodes where parameters of the kernel are mended.
+MODULES = ("node_info", "connectivity", "underlay", "lease", "guard", "sysctl", "iptables_rule")
+
+# It knows its host by the directory that Ansible thinks it is run in. What it changes is what others answer then.
+MODULE = '''#!/usr/bin/python3
+# WANT_JSON
+import json, pathlib, sys
+arguments = json.loads(pathlib.Path(sys.argv[1]).read_text())
+here = pathlib.Path(arguments["_ansible_remote_tmp"])
+file = here / (arguments["_ansible_module_name"] + ".json")
+answer = json.loads(file.read_text()) if file.exists() else {"changed": False}
+after = answer.pop("after", {})
+if not arguments["_ansible_check_mode"]:
+    for name, then in after.items():
+        (here.parent / name).write_text(json.dumps(then))
+print(json.dumps(answer))
+'''
+
+
+class Project:
+    """This one as it is checked out, with an inventory of a server and two agents, healthy until said otherwise."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "project"
+        self.reports = self.directory / "inventory/mine/reports"
+        self._nodes = directory / "nodes"
+        self._bench = Bench(CAPTURED)
+        self._bench.with_dns()
+        self._check_out()
+        groups: dict[str, Any] = {"k3s_servers": {"hosts": {}}, "k3s_agents": {"hosts": {}}}
+        for node in NODES:
+            variables = {"ansible_connection": "local", "ansible_remote_tmp": str(self._nodes / node)}
+            groups["k3s_servers" if node == "server0" else "k3s_agents"]["hosts"][node] = variables
+        _write(self.directory / "inventory/mine/hosts.json", json.dumps({"k3s_cluster": {"children": groups}}))
+        self._measure()
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command in it, without a terminal; ansible-playbook is the one that the tests run with."""
+        path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        return subprocess.run(
+            command,
+            cwd=self.directory,
+            env={**kept, "PATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            start_new_session=True,
+        )
+
+    def report(self) -> Any:
+        return json.loads((self.reports / "report.json").read_text())
+
+    def forward_nothing(self) -> None:
+        """ip_forward is off on an agent; netmend_sysctl mends that."""
+        healthy = self._answers()
+        self._bench.node("agent0")["sysctls"]["net.ipv4.ip_forward"] = "0"
+        self._bench.fail(self._bench.forwarded_at("agent0"))
+        self._measure()
+        change = {"before": "net.ipv4.ip_forward = 0\n", "after": "net.ipv4.ip_forward = 1\n"}
+        values = {"net.ipv4.ip_forward": "1"}
+        mended = {"changed": True, "changes": ["net.ipv4.ip_forward: 0 -> 1"], "values": values, "diff": [change]}
+        self._answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
+
+    def drop_in_the_fabric(self) -> None:
+        """Something between the machines drops VXLAN, which nothing here mends."""
+        self._bench.fail(self._bench.crosses("agent0"))
+        self._measure()
+
+    def lend(self, holder: str) -> None:
+        """Another run holds the lease."""
+        said = f"another run changes this cluster: {holder}"
+        self._answer("server0/netmend_lease.json", {"failed": True, "msg": said})
+
+    def _check_out(self) -> None:
+        self.directory.mkdir()
+        for file in [ROOT / "ansible.cfg", *ROOT.glob("*.yml")]:
+            shutil.copy(file, self.directory)
+        for name in ("callback_plugins", "docs", "module_utils", "playbooks", "plugins", "roles"):
+            (self.directory / name).symlink_to(ROOT / name)
+        for module in MODULES:
+            _write(self.directory / f"library/netmend_{module}.py", MODULE)
+
+    def _measure(self) -> None:
+        for name, answer in self._answers().items():
+            self._answer(name, answer)
+
+    def _answers(self) -> dict[str, Any]:
+        """HOST/MODULE.json -> what measuring brings back there."""
+        run, answers = copy.deepcopy(self._bench.run), {}
+        for node, facts in run["nodes"].items():
+            cluster = {"netmend_cluster": run["cluster"]} if node == "server0" else {}
+            own = {"netmend_node": {**facts, "took": 0.1}, **cluster}
+            answers[f"{node}/netmend_node_info.json"] = {"changed": False, **own}
+            seen = {"netmend_connectivity": run["results"][node]}
+            answers[f"{node}/netmend_connectivity.json"] = {"changed": False, **seen}
+        return answers
+
+    def _answer(self, name: str, answer: dict[str, Any]) -> None:
+        _write(self._nodes / name, json.dumps(answer))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
