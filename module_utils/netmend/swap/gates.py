@@ -359,10 +359,11 @@ def _foreign(swap: _Swap) -> Iterator[str]:
 
 def _expected(path: str, facts: NodeFacts) -> Set[str]:
     """Embedded in K3s, Flannel has a folder of its own; what else is in containerd's default one has to be Calico. A
-    canary has Calico's configuration in Flannel's folder."""
+    canary has Calico's configuration in the file that K3s writes for Flannel, and keeps it when it is flipped."""
     if path.startswith(f"{CNI_CONF_DIR}/"):
         return {"calico"}
-    return {"flannel", "calico"} if is_canary(facts) else {"flannel"}
+    written = path.endswith("/10-flannel.conflist") and (is_canary(facts) or facts["cni"]["conf_dir"] == CNI_CONF_DIR)
+    return {"flannel", "calico"} if written else {"flannel"}
 
 
 def _running(swap: _Swap) -> Iterator[str]:
