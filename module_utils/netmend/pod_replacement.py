@@ -285,7 +285,7 @@ class _View:
         controller = self.controllers.get(pod.owner)
         if not controller:
             return self._single(f"whether another pod stands in for it, only its {kind} knows")
-        if pod.owner.endswith("/calico-kube-controllers"):
+        if pod.owner.startswith("kube-system/ReplicaSet/calico-kube-controllers-"):
             return EVICT, "nobody asks it"
         if not pod.facts["ready"]:
             return EVICT, f"it is not Ready ({pod.facts['reason']}), so it has no requests to lose"
