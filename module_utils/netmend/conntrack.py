@@ -103,8 +103,7 @@ def _endpoint(sock: socket.socket, connection: Connection) -> str:
     answer = sock.recv(8192)
     if _HEADERS.unpack_from(answer)[1] != _NEW:
         return ""
-    reply = _attributes(_attributes(answer[_HEADERS.size :])[_REPLY])
-    address = socket.inet_ntoa(_attributes(reply[_ADDRESSES])[_SOURCE])
+    address, _ = _connection(_attributes(answer[_HEADERS.size :])[_REPLY]).source
     return "" if address == connection.destination[0] else address
 
 

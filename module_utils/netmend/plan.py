@@ -166,7 +166,7 @@ class _RowSoFar:
             lines[source] = Line(
                 pod=self._pods[source], seen=[seen for seen, _ in line], rtt_ms=[rtt_ms for _, rtt_ms in line]
             )
-        checks: List[Check] = [dict(zip(names, check)) for check, _ in ordered]  # type: ignore[misc]
+        checks: List[Check] = [dict(zip(names, check)) for check, _ in ordered]  # type: ignore[misc]  # zip keeps no keys
         moved = {place: rank for rank, (_, place) in enumerate(ordered)}
         losses = [_loss(source, moved[place], tally) for source, place, tally in self._lossy]
         total = sum(map(len, self._cells.values()))

@@ -82,7 +82,7 @@ def ssh_connection() -> Optional[Connection]:
                 return Connection(
                     source=source, destination=destination, port=int(port), interface=device[1] if device else ""
                 )
-        pid = int(re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
+        pid = int(re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]  # all have one
     return None
 
 

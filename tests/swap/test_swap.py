@@ -51,30 +51,26 @@ def traces(lab: Lab) -> dict[str, str]:
     return {machine.name: cluster.must(lab, machine, TRACES).lower() for machine in lab.machines}
 
 
-def swap(playbooks: Playbooks) -> Outcome:
+def swap(playbooks: Playbooks, book: str = "swap_cni") -> Outcome:
     manifest = upstream.calico("v3.32.1")
     arguments = ("-e", f"calico_ipip_manifest={manifest}", "-e", "netmend_swap_drain_seconds=5")
-    return playbooks.run("playbooks/swap_cni.yml", *arguments, limit=900)
+    return playbooks.run(f"playbooks/{book}.yml", *arguments, limit=900)
 
 
 def back(playbooks: Playbooks) -> Outcome:
-    manifest = upstream.calico("v3.32.1")
-    arguments = ("-e", f"calico_ipip_manifest={manifest}", "-e", "netmend_swap_drain_seconds=5")
-    return playbooks.run("playbooks/rollback.yml", *arguments, limit=900)
+    return swap(playbooks, "rollback")
 
 
-def lost_nothing(clients: dict[str, Client]) -> bool:
+def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client]) -> None:
+    assert run.code == 0, run.output
+    assert run.report["healthy"], run.output
     for client in clients.values():
         assert client.asked > 1000
         assert client.lost == []
-    return True
 
 
 def test_the_swap_loses_no_request(swapped: tuple[Outcome, dict[str, Client]]) -> None:
-    run, clients = swapped
-    assert run.code == 0, run.output
-    assert run.report["healthy"], run.output
-    assert lost_nothing(clients)
+    assert_healthy_without_loss(*swapped)
 
 
 @pytest.mark.usefixtures("swapped")
@@ -96,10 +92,7 @@ def test_a_second_swap_changes_nothing(playbooks: Playbooks) -> None:
 
 
 def test_the_way_back_loses_no_request(returned: tuple[Outcome, dict[str, Client]]) -> None:
-    run, clients = returned
-    assert run.code == 0, run.output
-    assert run.report["healthy"], run.output
-    assert lost_nothing(clients)
+    assert_healthy_without_loss(*returned)
 
 
 @pytest.mark.usefixtures("returned")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, TypedDict
 
 from .. import overlays, sample
@@ -509,11 +510,7 @@ def _underlay(swap: _Swap) -> Iterator[str]:
         return
     for kind in (_kind(swap.wanted.backend), *([BGP] if swap.wanted.backend == "bird" else [])):
         failing = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, kind)]
-        stopped, unknown = _told(swap, kind, failing)
-        if stopped:
-            yield f"{_not_passing(swap, kind, stopped)} {_instead(swap, kind, stopped)}"
-        elif unknown:
-            yield _not_known(swap, kind, unknown)
+        yield from _failing(swap, kind, failing, partial(_instead, swap, kind))
 
 
 def _flannel_passes(swap: _Swap) -> Iterator[str]:
@@ -533,26 +530,19 @@ def _flannel(swap: _Swap) -> Iterator[str]:
         kind = overlays.OVERLAYS[FLANNEL[backend]][0]
         pairs = swap.underlay["pairs"]
         failing = [pair for pair, each in pairs.items() if each["kinds"][kind]["verdict"] != "passes"]
-        stopped, unknown = _told(swap, kind, failing)
-        if stopped:
-            yield f"{_not_passing(swap, kind, stopped)} {REOPEN}"
-        elif unknown:
-            yield _not_known(swap, kind, unknown)
+        yield from _failing(swap, kind, failing, lambda stopped: REOPEN)
 
 
-def _told(swap: _Swap, kind: str, failing: List[str]) -> Tuple[List[str], List[str]]:
-    """The pairs of those that something stops, and those of which that is not known."""
+def _failing(swap: _Swap, kind: str, pairs: List[str], remedy: Callable[[List[str]], str]) -> Iterator[str]:
+    """What stops a kind of packet between these pairs, and what to do; or that this is not known."""
     assert swap.underlay
-    unknown = [pair for pair in failing if swap.underlay["pairs"][pair]["kinds"][kind]["verdict"] == "unknown"]
-    return [pair for pair in failing if pair not in unknown], unknown
-
-
-def _not_known(swap: _Swap, kind: str, pairs: List[str]) -> str:
-    return f"Whether {overlays.label(kind)} pass is not known. {_seen(swap, kind, pairs)} Measure again."
-
-
-def _not_passing(swap: _Swap, kind: str, pairs: List[str]) -> str:
-    return f"{_capital(overlays.label(kind))} do not pass. {_seen(swap, kind, pairs)}"
+    unknown = [pair for pair in pairs if swap.underlay["pairs"][pair]["kinds"][kind]["verdict"] == "unknown"]
+    stopped = [pair for pair in pairs if pair not in unknown]
+    label = overlays.label(kind)
+    if stopped:
+        yield f"{_capital(label)} do not pass. {_seen(swap, kind, stopped)} {remedy(stopped)}"
+    elif unknown:
+        yield f"Whether {label} pass is not known. {_seen(swap, kind, unknown)} Measure again."
 
 
 def _seen(swap: _Swap, kind: str, pairs: List[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Callable
 
 import pytest
@@ -26,14 +27,14 @@ CALICO = Wanted(version="v3.32.1")
 Change = Callable[[Captured], None]
 
 
-def refusals(cluster: Captured, wanted: Wanted = CALICO) -> list[tuple[str, str]]:
-    found = gates(cluster.nodes, cluster.cluster, cluster.underlay, wanted)
+def refusals(cluster: Captured, wanted: Wanted = CALICO, ask: Any = gates) -> list[tuple[str, str]]:
+    found = ask(cluster.nodes, cluster.cluster, cluster.underlay, wanted)
     return [(refusal["gate"], refusal["message"]) for refusal in found]
 
 
-def only(cluster: Captured, gate: str, wanted: Wanted = CALICO) -> str:
+def only(cluster: Captured, gate: str, wanted: Wanted = CALICO, ask: Any = gates) -> str:
     """The message of the one gate that refuses, once."""
-    found = refusals(cluster, wanted)
+    found = refusals(cluster, wanted, ask)
     assert [name for name, _ in found] == [gate], found
     return found[0][1]
 
@@ -553,15 +554,8 @@ def test_the_pool_is_the_upper_half(flannel: Captured, cluster_cidr: str, upper:
 # --- the way back -----------------------------------------------------------------------------------------------------
 
 
-def refusals_back(cluster: Captured, wanted: Wanted = CALICO) -> list[tuple[str, str]]:
-    found = gates_back(cluster.nodes, cluster.cluster, cluster.underlay, wanted)
-    return [(refusal["gate"], refusal["message"]) for refusal in found]
-
-
-def only_back(cluster: Captured, gate: str, wanted: Wanted = CALICO) -> str:
-    found = refusals_back(cluster, wanted)
-    assert [name for name, _ in found] == [gate], found
-    return found[0][1]
+refusals_back = partial(refusals, ask=gates_back)
+only_back = partial(only, ask=gates_back)
 
 
 @pytest.mark.parametrize("state", STATES)

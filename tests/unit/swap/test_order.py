@@ -35,12 +35,16 @@ def steps(cluster: Captured, batch: int = 2, canary: str = "") -> list[list[str]
 
 @pytest.fixture
 def larger(both: Captured) -> Captured:
-    """Three servers and five agents."""
+    return enlarged(both, agents=5)
+
+
+def enlarged(cluster: Captured, agents: int) -> Captured:
+    """With three servers, and so many agents."""
     for number in (1, 2):
-        both.join(f"server{number}", 100 + number)
-    for number in (2, 3, 4):
-        both.join(f"agent{number}", 110 + number, like="agent0")
-    return both
+        cluster.join(f"server{number}", 100 + number)
+    for number in range(2, agents):
+        cluster.join(f"agent{number}", 110 + number, like="agent0")
+    return cluster
 
 
 def test_servers_one_by_one_then_one_agent_then_the_others_in_batches(larger: Captured) -> None:
@@ -254,11 +258,7 @@ def steps_back(cluster: Captured, batch: int = 2, canary: str = "") -> list[list
 
 @pytest.fixture
 def larger_swapped(swapped: Captured) -> Captured:
-    for number in (1, 2):
-        swapped.join(f"server{number}", 100 + number)
-    for number in (2, 3):
-        swapped.join(f"agent{number}", 110 + number, like="agent0")
-    return swapped
+    return enlarged(swapped, agents=4)
 
 
 def test_back_go_servers_one_by_one_then_one_agent_then_the_others(larger_swapped: Captured) -> None:
