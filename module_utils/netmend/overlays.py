@@ -80,24 +80,30 @@ def clocks(calls: Mapping[str, Call]) -> Dict[str, Clock]:
     return found
 
 
-def lead(calls: Iterable[Call]) -> float:
+def lead(calls: Iterable[Call], late: float = 0.0) -> float:
     """Seconds from planning to the moment: as long as it took to have a module run on all nodes, and some more.
 
     Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
     busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
-    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT, so that the whole call takes less than
-    five seconds.
+    could not be heard of it is unknown; ``late`` is by how much that happened in a round before. Nobody waits longer
+    than _LONGEST_WAIT, so that the whole call takes less than five seconds.
     """
     calls = list(calls)
     if not calls:
         return _UNMEASURED
     starts = [call.received - call.sent - call.took for call in calls]
     all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
-    return min(max(all_run, _EARLIEST), min(starts) + _LONGEST_WAIT)
+    return min(max(all_run, _EARLIEST) + late, min(starts) + _LONGEST_WAIT)
 
 
 def plan_round(
-    nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, calls: Mapping[str, Call], now: float, run: str
+    nodes: Mapping[str, NodeFacts],
+    cluster: ClusterFacts,
+    calls: Mapping[str, Call],
+    now: float,
+    run: str,
+    *,
+    late: float = 0.0,
 ) -> Dict[str, Dict[str, object]]:
     """Node -> the arguments of its netmend_underlay. Without a call to tell the clock by, it is taken for the same.
 
@@ -106,7 +112,7 @@ def plan_round(
     """
     taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
     peers = sample.peers(sample.zones(taking.values()))
-    start, offsets = now + lead(calls.values()), clocks(calls)
+    start, offsets = now + lead(calls.values(), late), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}
     for name, node in taking.items():

@@ -85,7 +85,8 @@ def netmend_underlay_plan(names: Names, hostvars: Any) -> dict[str, Any]:
     hosts = _hosts(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
     cluster = _stored(hosts, "netmend_facts")["cluster"]
-    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run)
+    late = max((report["late"] for report in _underlay_reports(hosts)), default=0.0)
+    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run, late=late)
     return {node: order for node, order in orders.items() if order["peers"]}
 
 
@@ -129,9 +130,14 @@ def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
 
 def _underlay(hosts: Iterable[Any], members: list[str]) -> Any:
     """What all nodes' reports say together; None where there are none."""
-    reports = (host.get("netmend_underlay", {}).get("netmend_underlay") for host in hosts)
-    by_node = {report["node"]: report for report in reports if report}
+    by_node = {report["node"]: report for report in _underlay_reports(hosts)}
     return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
+
+
+def _underlay_reports(hosts: Iterable[Any]) -> Iterator[Any]:
+    """What each node's last netmend_underlay brought back."""
+    found = (host.get("netmend_underlay", {}).get("netmend_underlay") for host in hosts)
+    return (report for report in found if report)
 
 
 def _calls(hosts: Iterable[Any]) -> dict[str, overlays.Call]:

@@ -53,6 +53,12 @@ def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
     assert lead([fast, fast._replace(sent=100.8, received=102.5)]) == pytest.approx(1.5)
 
 
+def test_who_was_late_gets_as_much_more_time() -> None:
+    fast = call(0.0, until_begun=0.5)
+    assert lead([fast], late=0.8) == pytest.approx(1.8)
+    assert lead([fast], late=60.0) == lead([fast], late=10.0)
+
+
 def test_nobody_waits_longer_than_the_call_may_take() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=60.0)
     longest = lead([fast, slow]) - 0.7
