@@ -13,7 +13,7 @@ from . import machines, network
 from .cluster import must
 from .spec import Lab
 
-RATE = 50  # requests a second, of each client
+RATE = 25  # requests a second, of each of the two clients
 
 CLIENT = r"""
 import asyncio, json, sys, time

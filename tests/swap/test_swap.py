@@ -53,7 +53,9 @@ def traces(lab: Lab) -> dict[str, str]:
 
 def swap(playbooks: Playbooks, book: str = "swap_cni") -> Outcome:
     manifest = upstream.calico("v3.32.1")
-    arguments = ("-e", f"calico_ipip_manifest={manifest}", "-e", "netmend_swap_drain_seconds=5")
+    # Each pod that starts takes a machine of the lab seconds: one at a time on each.
+    pace = ("-e", "netmend_swap_drain_seconds=5", "-e", "netmend_swap_parallel=3")
+    arguments = ("-e", f"calico_ipip_manifest={manifest}", *pace)
     return playbooks.run(f"playbooks/{book}.yml", *arguments, limit=900)
 
 
