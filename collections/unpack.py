@@ -1,4 +1,4 @@
-"""Puts the collections of requirements.yml where this Python's Ansible finds them, out of the wheel of the package ansible.
+"""Puts the collections of requirements.yml where this Python's Ansible finds them, from the package ansible's wheel.
 
 The whole package would take half a gigabyte.
 """
@@ -22,7 +22,7 @@ def unpack(wheel: Path, wanted: dict[str, str], directory: Path) -> None:
             manifest = yaml.safe_load(archive.read(f"{place}MANIFEST.json")) if members else {"collection_info": {}}
             found = manifest["collection_info"].get("version", "none")
             if found != version:
-                raise SystemExit(f"{wheel.name} has {name} {found}, and collections/requirements.yml asks for {version}")
+                raise SystemExit(f"{wheel.name} has {name} {found}, and requirements.yml asks for {version}")
             archive.extractall(directory, members)
 
 

@@ -17,6 +17,7 @@ from .walk import Packet, Verdict, judge
 
 Object = Dict[str, Any]
 
+ANSWERS = ("hcloud_load_balancer_info", "hcloud_server_info")  # the keys of what was read
 HEALTHZ = "/healthz"  # what ingress-nginx's default server answers with 200; it answers 404 to all else
 WELL = ["2??", "3??"]  # Hetzner's default
 SCHEMES = {80: "http", 443: "https"}

@@ -17,6 +17,7 @@ if _CORE not in ansible.module_utils.__path__:
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
 from ansible.module_utils.netmend import (  # noqa: E402
     backup,
+    balancers,
     calico_manifest,
     checklist,
     overlays,
@@ -28,6 +29,7 @@ from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
 from ansible.module_utils.netmend.swap import gates, order, state  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
+from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402
 
 # What the roles register -> the role.
 RESULTS = {
@@ -273,6 +275,49 @@ def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any
     return report.with_checklist(_stored(hosts, "netmend_now"), points)
 
 
+def netmend_has_collection(name: str) -> bool:
+    """Whether a collection is installed where this Ansible looks."""
+    try:
+        _get_collection_path(name)
+    except ValueError:
+        return False
+    return True
+
+
+def netmend_balancer_problem(answers: Any) -> str:
+    """Why the API of the balancers cannot be asked, by what its modules answered; "" where it can."""
+    failed = [answer for answer in _plain(answers) if not {*answer} & {*balancers.ANSWERS, "skipped"}]
+    return balancers.problem(failed[0]) if failed else ""
+
+
+def netmend_balancer_selectors(read: Any) -> list[str]:
+    return balancers.selectors(_plain(read))
+
+
+def netmend_balancers(
+    names: Names, hostvars: Any, read: Mapping[str, Any], only: Names, remove_foreign: bool = False
+) -> dict[str, Any]:
+    """Hosts, and answers of Hetzner's API -> the balancers, what is wrong with them, the changes, and all that as text.
+
+    ``read``: balancers, servers, and the results of a loop over label selectors. Raises AnsibleFilterError for a name
+    in ``only`` that no balancer has.
+    """
+    hosts, answers = _hosts(names, hostvars), _plain(read)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    there, servers = (answers[of][key] for of, key in zip(("balancers", "servers"), balancers.ANSWERS))
+    selected = {each["item"]: [server["name"] for server in each[balancers.ANSWERS[1]]] for each in answers["selected"]}
+    try:
+        project = balancers.chosen(balancers.Project(there, servers, selected), cluster, _plain(only))
+    except LookupError as error:
+        raise AnsibleFilterError(str(error)) from error
+    comparison = balancers.compare(project, _nodes(hosts), cluster, remove_foreign)
+    return {
+        "balancers": balancers.declared(project, cluster),
+        "text": balancers.render(project, cluster, comparison),
+        **comparison,
+    }
+
+
 def netmend_report(
     names: Names, hostvars: Any, time: str, check_mode: bool = False, pass_mark: float | None = None
 ) -> dict[str, Any]:
@@ -309,6 +354,9 @@ class FilterModule:
             "netmend_plan": netmend_plan,
             "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
+            "netmend_balancer_problem": netmend_balancer_problem,
+            "netmend_balancer_selectors": netmend_balancer_selectors,
+            "netmend_balancers": netmend_balancers,
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
@@ -316,6 +364,7 @@ class FilterModule:
             "netmend_checklist_problem": netmend_checklist_problem,
             "netmend_checklist_plan": netmend_checklist_plan,
             "netmend_checklist_judge": netmend_checklist_judge,
+            "netmend_has_collection": netmend_has_collection,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
