@@ -20,6 +20,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     balancers,
     calico_manifest,
     checklist,
+    hetzner,
     overlays,
     plan,
     report,
@@ -284,14 +285,15 @@ def netmend_has_collection(name: str) -> bool:
     return True
 
 
-def netmend_balancer_problem(answers: Any) -> str:
-    """Why the API of the balancers cannot be asked, by what its modules answered; "" where it can."""
-    failed = [answer for answer in _plain(answers) if not {*answer} & {*balancers.ANSWERS, "skipped"}]
-    return balancers.problem(failed[0]) if failed else ""
+def netmend_balancer_problem(answers: Any, names: Names) -> str:
+    """Why the balancers cannot be told, by what the modules answered and by the names asked for; "" where they can."""
+    given = _plain(answers)
+    failed = [answer for answer in given if not {*answer} & {*hetzner.ANSWERS, "skipped"}]
+    return hetzner.problem(failed[0]) if failed else hetzner.unknown(given[0][hetzner.ANSWERS[0]], names)
 
 
 def netmend_balancer_selectors(read: Any) -> list[str]:
-    return balancers.selectors(_plain(read))
+    return hetzner.selectors(_plain(read))
 
 
 def netmend_balancers(
@@ -299,21 +301,18 @@ def netmend_balancers(
 ) -> dict[str, Any]:
     """Hosts, and answers of Hetzner's API -> the balancers, what is wrong with them, the changes, and all that as text.
 
-    ``read``: balancers, servers, and the results of a loop over label selectors. Raises AnsibleFilterError for a name
-    in ``only`` that no balancer has.
+    ``read``: balancers, servers, and the results of a loop over label selectors.
     """
     hosts, answers = _hosts(names, hostvars), _plain(read)
     cluster = _stored(hosts, "netmend_facts")["cluster"]
-    there, servers = (answers[of][key] for of, key in zip(("balancers", "servers"), balancers.ANSWERS))
-    selected = {each["item"]: [server["name"] for server in each[balancers.ANSWERS[1]]] for each in answers["selected"]}
-    try:
-        project = balancers.chosen(balancers.Project(there, servers, selected), cluster, _plain(only))
-    except LookupError as error:
-        raise AnsibleFilterError(str(error)) from error
+    there, servers = (answers[of][key] for of, key in zip(("balancers", "servers"), hetzner.ANSWERS))
+    selected = {each["item"]: [server["name"] for server in each[hetzner.ANSWERS[1]]] for each in answers["selected"]}
+    project = hetzner.chosen(hetzner.Project(there, servers, selected), cluster, _plain(only))
     comparison = balancers.compare(project, _nodes(hosts), cluster, remove_foreign)
     return {
-        "balancers": balancers.declared(project, cluster),
+        "balancers": hetzner.declared(project, cluster),
         "text": balancers.render(project, cluster, comparison),
+        "drift": bool(comparison["services"] or comparison["targets"]),
         **comparison,
     }
 
