@@ -123,7 +123,7 @@ clean-lab: .venv ## End the lab and remove everything built for it
 .PHONY: .venv
 .venv: .venv/complete
 
-.venv/complete: requirements.txt
+.venv/complete: requirements.txt collections/requirements.yml collections/wheel.txt
 	$(call say,"virtual environment (once; some minutes where downloads are slow)")
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11: say which to take by PYTHON=..." >&2; exit 1; }
@@ -133,4 +133,8 @@ clean-lab: .venv ## End the lab and remove everything built for it
 	@$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement requirements.txt | \
 		awk -v all="$$(grep -c == requirements.txt)" \
 			'/^Collecting/ && ++n % 10 == 0 {print "   " n " of " all " packages"} /^Installing/ {print "   installing"} {fflush()}'
+	@$(BIN)/pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+		--python-version 3.13 --dest .venv/wheel --requirement collections/wheel.txt
+	@$(BIN)/python collections/unpack.py .venv/wheel/*.whl
+	@rm -r .venv/wheel
 	@touch $@

@@ -129,6 +129,10 @@ netmend_cluster:
         - Calico's pools, configurations and block affinities, and of its DaemonSet calico-node the version, readiness,
           backend and the method by which it finds a node's address. Empty where Calico is not installed.
       type: dict
+    ingress_nginx:
+      description: Whether ingress-nginx expects the PROXY header. Empty where it does not run.
+      type: dict
+      sample: {proxy_protocol: false}
     errors:
       description: What could not be read or is only deduced.
       type: list

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
-from .model import ClusterFacts, NodeFacts
+from .model import ClusterFacts, NodeFacts, Pod
 from .parse import cluster as parse
 
 K3S_TLS = "/var/lib/rancher/k3s/server/tls"
@@ -276,8 +276,10 @@ def gather_cluster(api: Api) -> ClusterFacts:
             },
             **parse.calico_node(lists["daemonsets"] or []),
         },
+        ingress_nginx={},
         errors=errors,
     )
+    facts["ingress_nginx"] = _ingress_nginx(api, facts["pods"])
     return with_config(facts, {})
 
 
@@ -325,6 +327,13 @@ def with_config(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts]) -> Cluste
     )
     networks = {"cluster_cidr": cluster_cidr, "service_cidr": service_cidr, "dns_ip": dns_ip}
     return ClusterFacts(**{**cluster, **networks, "errors": errors})  # type: ignore[typeddict-item]  # joined, it is no TypedDict
+
+
+def _ingress_nginx(api: Api, pods: List[Pod]) -> Dict[str, Any]:
+    """Its settings stand in a ConfigMap in its own namespace; {} where it does not run."""
+    namespaces = {pod["namespace"] for pod in pods if parse.is_ingress_nginx(pod)}
+    listed = [api.items(f"/api/v1/namespaces/{namespace}/configmaps") or [] for namespace in sorted(namespaces)]
+    return parse.ingress_nginx(item for items in listed for item in items) if namespaces else {}
 
 
 def _health(api: Api) -> Tuple[str, Dict[str, str]]:

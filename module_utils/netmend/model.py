@@ -264,6 +264,7 @@ class ClusterFacts(TypedDict):
     daemonsets: List[Dict[str, Any]]  # {"namespace","name","desired","ready","host_network","host_ports"}
     calico: Dict[str, Any]  # ippools, felixconfigurations, bgpconfigurations, blockaffinities: absent where there is no
     #                         such CRD; node: the DaemonSet calico-node, absent where there is none
+    ingress_nginx: Dict[str, Any]  # {"proxy_protocol": whether it expects the PROXY header}; {} where there is none
     errors: List[Dict[str, str]]
 
 
@@ -489,6 +490,41 @@ class Underlay(TypedDict):
     overlays: Dict[str, OverlayVerdict]  # vxlan-8472, vxlan-4789, ipip, wireguard, host-gw: between all nodes
     by_pair: Dict[str, Dict[str, OverlayVerdict]]  # "a>b" with a < b -> overlay
     unknown: Dict[str, str]  # node -> why nothing is known of it
+
+
+# --- the edge ---------------------------------------------------------------------------------------------------------
+
+
+class HealthCheck(TypedDict):
+    """How a balancer asks a target whether it is well."""
+
+    protocol: str  # http, https, tcp
+    port: int
+    path: str
+    codes: List[int]  # statuses that are well
+
+
+class BalancerService(TypedDict):
+    protocol: str  # http, https, tcp
+    listen_port: int
+    destination_port: int  # of the targets; 0: not known
+    proxy_protocol: Optional[bool]  # whether it sends the PROXY header; None: not known
+    health: Optional[HealthCheck]  # None: not known
+
+
+class BalancerTarget(TypedDict):
+    address: str  # of a node, as the balancer reaches it
+    status: Dict[str, str]  # listen_port -> healthy, unhealthy, unknown
+
+
+class Balancer(TypedDict):
+    """A load balancer in front of the nodes, as it is declared or its provider tells."""
+
+    name: str
+    address: str  # the public side
+    services: List[BalancerService]
+    targets: List[BalancerTarget]  # empty: not known
+    private: bool  # reaches its targets by the private network
 
 
 # --- diagnosis ------------------------------------------------------------------------------------------------------

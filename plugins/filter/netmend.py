@@ -17,8 +17,10 @@ if _CORE not in ansible.module_utils.__path__:
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
 from ansible.module_utils.netmend import (  # noqa: E402
     backup,
+    balancers,
     calico_manifest,
     checklist,
+    hetzner,
     overlays,
     plan,
     report,
@@ -28,6 +30,7 @@ from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
 from ansible.module_utils.netmend.swap import gates, order, state  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
+from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402
 
 # What the roles register -> the role.
 RESULTS = {
@@ -279,6 +282,47 @@ def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any
     return report.with_checklist(_stored(hosts, "netmend_now"), points)
 
 
+def netmend_has_collection(name: str) -> bool:
+    """Whether a collection is installed where this Ansible looks."""
+    try:
+        _get_collection_path(name)
+    except ValueError:
+        return False
+    return True
+
+
+def netmend_balancer_problem(answers: Any, names: Names) -> str:
+    """Why the balancers cannot be told, by what the modules answered and by the names asked for; "" where they can."""
+    given = _plain(answers)
+    failed = [answer for answer in given if not {*answer} & {*hetzner.ANSWERS, "skipped"}]
+    return hetzner.problem(failed[0]) if failed else hetzner.unknown(given[0][hetzner.ANSWERS[0]], names)
+
+
+def netmend_balancer_selectors(read: Any) -> list[str]:
+    return hetzner.selectors(_plain(read))
+
+
+def netmend_balancers(
+    names: Names, hostvars: Any, read: Mapping[str, Any], only: Names, remove_foreign: bool = False
+) -> dict[str, Any]:
+    """Hosts, and answers of Hetzner's API -> the balancers, what is wrong with them, the changes, and all that as text.
+
+    ``read``: balancers, servers, and the results of a loop over label selectors.
+    """
+    hosts, answers = _hosts(names, hostvars), _plain(read)
+    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    there, servers = (answers[of][key] for of, key in zip(("balancers", "servers"), hetzner.ANSWERS))
+    selected = {each["item"]: [server["name"] for server in each[hetzner.ANSWERS[1]]] for each in answers["selected"]}
+    project = hetzner.chosen(hetzner.Project(there, servers, selected), cluster, _plain(only))
+    comparison = balancers.compare(project, _nodes(hosts), cluster, remove_foreign)
+    return {
+        "balancers": hetzner.declared(project, cluster),
+        "text": balancers.render(project, cluster, comparison),
+        "drift": bool(comparison["services"] or comparison["targets"]),
+        **comparison,
+    }
+
+
 def netmend_report(
     names: Names, hostvars: Any, time: str, check_mode: bool = False, pass_mark: float | None = None
 ) -> dict[str, Any]:
@@ -315,6 +359,9 @@ class FilterModule:
             "netmend_plan": netmend_plan,
             "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
+            "netmend_balancer_problem": netmend_balancer_problem,
+            "netmend_balancer_selectors": netmend_balancer_selectors,
+            "netmend_balancers": netmend_balancers,
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
@@ -322,6 +369,7 @@ class FilterModule:
             "netmend_checklist_problem": netmend_checklist_problem,
             "netmend_checklist_plan": netmend_checklist_plan,
             "netmend_checklist_judge": netmend_checklist_judge,
+            "netmend_has_collection": netmend_has_collection,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,

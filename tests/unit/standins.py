@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from lab.playbooks import PROGRAM
 from tests.unit.diagnose.conftest import NODES, Bench
@@ -80,6 +80,11 @@ class Project:
         values = {"net.ipv4.ip_forward": "1"}
         mended = {"changed": True, "changes": ["net.ipv4.ip_forward: 0 -> 1"], "values": values, "diff": [change]}
         self._answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
+
+    def change(self, how: Callable[[Any], None]) -> None:
+        """Changes what measuring brings back, given as a diagnose Run."""
+        how(self._bench.run)
+        self._measure()
 
     def drop_in_the_fabric(self) -> None:
         """Something between the machines drops VXLAN, which nothing here mends."""

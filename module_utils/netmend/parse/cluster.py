@@ -167,6 +167,19 @@ def calico_node(daemonsets: Iterable[Object]) -> Dict[str, Any]:
     return {}
 
 
+def is_ingress_nginx(pod: Pod) -> bool:
+    """By the label that its chart and its manifests give it; its admission webhook's jobs open no such port."""
+    return pod["labels"].get("app.kubernetes.io/name") == "ingress-nginx" and any(
+        port["port"] in (80, 443) for port in pod["ports"]
+    )
+
+
+def ingress_nginx(settings: Iterable[Object]) -> Dict[str, Any]:
+    """What the ConfigMaps beside ingress-nginx say of what its clients have to send."""
+    said = [(item.get("data") or {}).get("use-proxy-protocol", "") for item in settings]
+    return {"proxy_protocol": "true" in said}
+
+
 def custom(item: Object) -> Dict[str, Any]:
     """Name and spec of a custom resource."""
     return {"name": item["metadata"]["name"], **item.get("spec", {})}

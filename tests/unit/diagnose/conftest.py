@@ -38,6 +38,7 @@ class Bench:
                 "network_policies": [],
                 **{key: [] for key in ("ingresses", "ingress_classes", "daemonsets", "errors")},
                 "calico": _calico(directory),
+                "ingress_nginx": {},
             },
         }
         self.ends = {"default/web": set(NODES)}  # Service -> the nodes that its endpoints are on
