@@ -69,7 +69,11 @@ def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Ch
     resources = Resources(api)
     changes: List[Change] = []
     for stage in _stages(objects):
-        wanted = [change for change in _each(lambda item: _change(api, resources, item), stage) if change]
+        # In a namespace that would be made only now, nobody can be asked what would become of an object.
+        made = {each.after["metadata"]["name"] for each in changes if dry_run and each.after and not each.before}
+        changes += [Change(named(item), None, item) for item in stage if _namespace(item) in made]
+        asked = [item for item in stage if _namespace(item) not in made]
+        wanted = [change for change in _each(lambda item: _change(api, resources, item), asked) if change]
         changes += [change for change, _ in wanted]
         if dry_run:
             continue
@@ -96,13 +100,17 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[C
 
 def named(item: Object) -> str:
     """How people call an object: Kind namespace/name."""
-    namespace = item["metadata"].get("namespace")
+    namespace = _namespace(item)
     return f"{item['kind']} {namespace + '/' if namespace else ''}{item['metadata']['name']}"
 
 
 def text(item: Optional[Object]) -> str:
     """An object as it stands in a diff: without what the API server keeps itself; "" for one that is not there."""
     return json.dumps(_plain(item), indent=2, sort_keys=True) + "\n" if item else ""
+
+
+def _namespace(item: Object) -> str:
+    return str(item["metadata"].get("namespace", ""))
 
 
 def _root(version: str) -> str:

@@ -96,3 +96,16 @@ def asked(probe: Probe, given: Any, where: str) -> str:
     if wrong:
         raise ValueError(f"{where}: {given!r}: {wrong}")
     return str(given)
+
+
+def label(given: Any, where: str) -> str:
+    """What most of Kubernetes' names may be (RFC 1123)."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", str(given)):
+        raise ValueError(f"{where}: {given!r} is no name of lower-case letters, digits and dashes")
+    return str(given)
+
+
+def word(given: Any, where: str) -> str:
+    if not isinstance(given, str) or not re.fullmatch(r"\S+", given):
+        raise ValueError(f"{where}: {given!r} is no text without spaces")
+    return given
