@@ -109,6 +109,23 @@ def text(item: Optional[Object]) -> str:
     return json.dumps(_plain(item), indent=2, sort_keys=True) + "\n" if item else ""
 
 
+def differences(changes: Iterable[Change]) -> List[Dict[str, str]]:
+    """Ansible's diff; of a Secret no more than that it changes."""
+
+    def shown(change: Change, item: Optional[Object]) -> str:
+        return "(not shown)\n" if item and change.what.startswith("Secret ") else text(item)
+
+    return [
+        {
+            "before_header": change.what,
+            "after_header": change.what,
+            "before": shown(change, change.before),
+            "after": shown(change, change.after),
+        }
+        for change in changes
+    ]
+
+
 def _namespace(item: Object) -> str:
     return str(item["metadata"].get("namespace", ""))
 
