@@ -15,7 +15,7 @@ DOCUMENTATION = r"""
 module: netmend_rollout
 short_description: Roll applications out from a K3s server, and undo what does not come up
 description:
-  - Applies each application's Deployment or DaemonSet, Service and Ingress on the server's side, as C(netmend), and waits
+  - Applies each application's Deployment or DaemonSet, Service and Ingress on the server's side, and waits
     until it is rolled out, as C(kubectl rollout status) does, and served by its Services. Then it has to answer this
     server by its pods, its Service, its NodePort on all nodes and its Ingress.
   - Where it does not come up, or does not answer in a way in which it answered before, the former objects are applied
@@ -94,7 +94,7 @@ options:
   drain_seconds:
     description: Seconds that a pod goes on without new requests before it gets SIGTERM.
     type: int
-    default: 10
+    default: 15
   timeout:
     description: Seconds for an application to be rolled out, images pulled meanwhile.
     type: int
@@ -194,7 +194,7 @@ def main():
             },
             "prune": {"type": "bool", "default": False},
             "probe": {"type": "bool", "default": True},
-            "drain_seconds": {"type": "int", "default": 10},
+            "drain_seconds": {"type": "int", "default": 15},
             "timeout": {"type": "int", "default": 300},
             "patience": {"type": "int", "default": 20},
             "answer_seconds": {"type": "int", "default": 30},

@@ -14,6 +14,7 @@ from .kube import Api, ApiError
 
 MANAGER = "netmend"
 APPLY = "application/apply-patch+yaml"  # JSON is YAML, too
+MERGE = "application/merge-patch+json"
 CONCURRENCY = 6
 ESTABLISHED_WITHIN = 120  # seconds; an API server describes itself anew for each new kind
 DEFINITION = "CustomResourceDefinition"
@@ -96,6 +97,13 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[C
         if not dry_run:
             _each(lambda both: _delete(api, *both), [(paths[what], what) for what in there])
     return changes
+
+
+def patch(api: Api, item: Object, content: Object) -> None:
+    """Sends a merge patch (RFC 7386) for an object that is there; an empty one is not sent. ApiError."""
+    if content:
+        path = f"{Resources(api).path(item)}?fieldManager={MANAGER}"
+        _good(*api.send("PATCH", path, content, content_type=MERGE), named(item))
 
 
 def named(item: Object) -> str:
