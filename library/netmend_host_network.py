@@ -17,13 +17,13 @@ DOCUMENTATION = r"""
 module: netmend_host_network
 short_description: Run Deployments on their hosts' network while the pods' own does not work, and back
 description:
-  - There, each Deployment gets a companion, which runs the same template on the hosts' network. When all of its pods serve,
-    the Services lead to them alone; when the Deployment's pods have drained, it is left with no replicas. How many it had
-    stands in its annotation C(netmend/replicas).
+  - There, each Deployment gets a companion, which runs the same template on the hosts' network. When all of its pods
+    serve, the Services lead to them alone; when the Deployment's pods have drained, it is left with no replicas. How many
+    it had stands in its annotation C(netmend/replicas).
   - A HorizontalPodAutoscaler leaves a Deployment alone that has no replicas, and goes on when it has some again.
   - Back, the Deployment gets its replicas again, and its companion goes when they serve.
-  - Nothing is changed where a port of the hosts is taken, or anything else stands against it. A companion that does not come
-    up is removed, or gets its former template; the Deployment serves meanwhile.
+  - Nothing is changed where a port of the hosts is taken, or anything else stands against it. A companion that does not
+    come up is removed, or gets its former template; what served before serves meanwhile.
   - What was interrupted is finished by running it again, either way.
 author: netmend maintainers
 options:
@@ -158,8 +158,7 @@ def main():
     is_present = given["state"] == "present"
     try:
         api = Api(k3s_credentials(), timeout=60)
-        if is_present:
-            refuse(api, wishes, given["sockets"] or {})
+        refuse(api, wishes, given["sockets"] or {} if is_present else None)
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             movers = [Mover(api, wish, limits) for wish in wishes]
             moves = list(

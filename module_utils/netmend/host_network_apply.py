@@ -25,22 +25,23 @@ class Move(NamedTuple):
     failure: str = ""
 
 
-def refuse(api: Api, wishes: Iterable[Wish], sockets: Mapping[str, Any]) -> None:
-    """Refused with all that stands against any of them."""
+def refuse(api: Api, wishes: Iterable[Wish], sockets: Optional[Mapping[str, Any]]) -> None:
+    """Refused with all that stands against any of them; without sockets, against their way back."""
     found, deployments = [], []
     nodes, pods = api.items("/api/v1/nodes") or [], api.items("/api/v1/pods") or []
     for wish in wishes:
         state, name = _state(api, wish), f"{wish.namespace}/{wish.name}"
         try:
-            deployment = _deployment(state, wish)
+            deployments.append((name, _deployment(state, wish)))
         except Refused as error:
             found.append(str(error))
             continue
-        scalers = f"/apis/autoscaling/v2/namespaces/{wish.namespace}/horizontalpodautoscalers"
-        cluster = Cluster(state, nodes, pods, api.items(scalers) or [], sockets)
-        deployments.append((name, deployment))
-        found += [f"{name}: {said}" for said in rules.refusals(cluster, deployment, wish)]
-    found += rules.contested(deployments)
+        if sockets is not None:
+            scalers = f"/apis/autoscaling/v2/namespaces/{wish.namespace}/horizontalpodautoscalers"
+            cluster = Cluster(state, nodes, pods, api.items(scalers) or [], sockets)
+            found += [f"{name}: {said}" for said in rules.refusals(cluster, deployments[-1][1], wish)]
+    if sockets is not None:
+        found += rules.contested(deployments)
     if found:
         raise Refused("\n".join(found))
 
