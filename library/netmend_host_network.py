@@ -18,8 +18,8 @@ module: netmend_host_network
 short_description: Run Deployments on their hosts' network while the pods' own does not work, and back
 description:
   - There, each Deployment gets a companion, which runs the same template on the hosts' network. When all of its pods
-    serve, the Services lead to them alone; when the Deployment's pods have drained, it is left with no replicas. How many
-    it had stands in its annotation C(netmend/replicas).
+    serve, the Services lead to them alone; when the Deployment's pods have drained, it is left with no replicas. How
+    many it had stands in its annotation C(netmend/replicas).
   - A HorizontalPodAutoscaler leaves a Deployment alone that has no replicas, and goes on when it has some again.
   - Back, the Deployment gets its replicas again, and its companion goes when they serve.
   - Nothing is changed where a port of the hosts is taken, or anything else stands against it. A companion that does not

@@ -92,7 +92,8 @@ def selector(workloads: Iterable[Optional[Object]]) -> Optional[Dict[str, str]]:
 def probes(application: Application, live: Mapping[str, List[Object]], nodes: Mapping[str, str]) -> List[Probe]:
     """How it is asked from one node: each of its Ready pods, its Service, its NodePort on all nodes, its Ingress.
 
-    ``live``: its "pods", "services" and "ingresses" as the API has them; ``nodes``: name -> address.
+    ``live``: its "pods", "services" and "ingresses" as the API has them; what is not there is not asked. ``nodes``:
+    name -> address.
     """
     ready = [pod for pod in live["pods"] if pod.get("status", {}).get("podIP") and is_ready(pod)]
     found = [
@@ -102,11 +103,12 @@ def probes(application: Application, live: Mapping[str, List[Object]], nodes: Ma
     for service in live["services"]:
         address = service["spec"]["clusterIP"]
         found.append(_asked(application, f"its Service at {address}", address, application["port"]))
-    if application["node_port"]:
-        found += [
-            _asked(application, f"NodePort {application['node_port']} of {name}", address, application["node_port"])
-            for name, address in nodes.items()
-        ]
+        for port in service["spec"]["ports"]:
+            if "nodePort" in port:
+                found += [
+                    _asked(application, f"NodePort {port['nodePort']} of {name}", address, port["nodePort"])
+                    for name, address in nodes.items()
+                ]
     protocol = "https" if application["tls_secret"] else "http"
     for ingress in live["ingresses"]:
         for entry in ingress.get("status", {}).get("loadBalancer", {}).get("ingress") or []:

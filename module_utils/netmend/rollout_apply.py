@@ -106,7 +106,9 @@ def _content(item: Object) -> Object:
     """An object's content as it can be applied again."""
     kept = {key: value for key, value in item["metadata"].items() if key in ("name", "namespace", "labels")}
     notes = item["metadata"].get("annotations", {})
-    kept["annotations"] = {key: value for key, value in notes.items() if key not in _CONTROLLERS}
+    notes = {key: value for key, value in notes.items() if key not in _CONTROLLERS}
+    if notes:
+        kept["annotations"] = notes
     return {"apiVersion": item["apiVersion"], "kind": item["kind"], "metadata": kept, "spec": item["spec"]}
 
 
@@ -203,7 +205,7 @@ class Rollout:
             time.sleep(ROUND)
 
     def _unmet(self) -> Dict[str, str]:
-        """The ways in which it does not answer from here, and what was seen."""
+        """The ways in which it does not answer from here, of those that there are, and what was seen."""
         if not self._probe:
             return {}
         state: Dict[str, Any] = {what: self._api.items(path) or [] for what, path in paths(self._namespace).items()}
@@ -213,7 +215,7 @@ class Rollout:
         live = {
             "pods": current(state, self._kind, workload) if workload else [],
             "services": [service] if service else [],
-            "ingresses": [ingress] if ingress and self._application["host"] else [],
+            "ingresses": [ingress] if ingress else [],
         }
         nodes = [parse.node(item) for item in self._api.items("/api/v1/nodes") or []]
         addresses = {node["name"]: node["internal_ip"] for node in nodes if node["internal_ip"] and node["ready"]}
@@ -224,7 +226,7 @@ class Rollout:
             for probe, observed in seen
             if not met(probe, observed)
         }
-        if self._application["host"] and not any(probe["id"].startswith(_INGRESS) for probe in probes):
+        if ingress and not any(probe["id"].startswith(_INGRESS) for probe in probes):
             unmet[_INGRESS] = "no controller has given it an address"
         return unmet
 
