@@ -171,9 +171,7 @@ class Cluster:
     def _deploy(self, place: str, item: Object) -> None:
         spec, name = item["spec"], item["metadata"]["name"]
         digest = hashlib.sha256(json.dumps(spec["template"], sort_keys=True).encode()).hexdigest()[:8]
-        sets = {
-            path: each for path, each in self.stored.items() if "/replicasets/" in path and _is_of(each, item)
-        }
+        sets = {path: each for path, each in self.stored.items() if "/replicasets/" in path and _is_of(each, item)}
         notes = item["metadata"].setdefault("annotations", {})
         newest = f"{APPS}/replicasets/{name}-{digest}"
         revision = max([0, *(int(each["metadata"]["annotations"][REVISION]) for each in sets.values())])

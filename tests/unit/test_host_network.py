@@ -1,9 +1,10 @@
-"""Deployments move to their hosts' network and back, in a cluster in memory: refused or whole, and nobody is cut off."""
+"""Deployments move to their hosts' network and back in a cluster in memory: refused or whole, and nobody is cut off."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -124,32 +125,19 @@ def test_node_ports_come_and_go(move: Run, cluster: Cluster) -> None:
     assert move({**WEB, "node_ports": {"80": 30080}})["changed"] is False
     move(WEB, state="absent")
     assert service(cluster)["type"] == "ClusterIP"
-    assert "annotations" not in cluster.stored[f"{CORE}/services/web"]["metadata"] or (
-        "netmend/type" not in cluster.stored[f"{CORE}/services/web"]["metadata"]["annotations"]
-    )
-
-
-def writes(move: Run, cluster: Cluster, *ways: dict[str, str]) -> list[str]:
-    cluster.written.clear()
-    for way in ways:
-        move(WEB, **way)
-    return list(cluster.written)
+    assert cluster.stored[f"{CORE}/services/web"]["metadata"]["annotations"] == {}
 
 
 @pytest.mark.parametrize("first", ["present", "absent"])
 @pytest.mark.parametrize("then", ["present", "absent"])
 @pytest.mark.parametrize("place", range(5))
-def test_a_run_that_died_is_finished_either_way(
-    move: Run, cluster: Cluster, first: str, then: str, place: int
-) -> None:
+def test_a_run_that_died_is_finished_either_way(move: Run, cluster: Cluster, first: str, then: str, place: int) -> None:
     if first == "absent":
         move(WEB)
     count = iter(range(99))
     cluster.interrupt = lambda request: next(count) == place
-    try:
+    with suppress(KeyboardInterrupt):
         move(WEB, state=first)
-    except KeyboardInterrupt:
-        pass
     cluster.interrupt = lambda request: False
     move(WEB, state=then)
     assert set(on_host(cluster)) == {then == "present"}
@@ -188,13 +176,9 @@ def template(cluster: Cluster) -> Any:
     return deployment(cluster)["spec"]["template"]
 
 
-def listens(cluster: Cluster) -> dict[str, Any]:
-    return {**QUIET, "n1": [{"protocol": "tcp", "port": 8080, "process": "nginx"}]}
-
-
 def ingress(cluster: Cluster) -> None:
     container = {"name": "controller", "ports": [{"containerPort": 8080, "hostPort": 8080}]}
-    meta = {"namespace": "ingress", "name": "controller-1"}
+    meta = {"namespace": "ingress", "name": "controller-1", "labels": {}}
     cluster.put("/api/v1/namespaces/ingress/pods/controller-1",
                 {"metadata": meta, "spec": {"nodeName": "n2", "containers": [container]},
                  "status": {"conditions": [{"type": "Ready", "status": "True"}]}})  # fmt: skip
