@@ -44,7 +44,7 @@ class Application(TypedDict):
 
 def read(given: Any, where: str = "netmend_applications") -> List[Application]:
     """The variable, with defaults. ValueError names what is wrong."""
-    applications = cast(List[Application], each(fields(_APPLICATION))(given or [], where))
+    applications = cast(List[Application], each(fields(_APPLICATION), called)(given or [], where))
     for place, one in enumerate(applications):
         for other in applications[:place]:
             _refuse_both(one, other, f"{where}[{place}]")
@@ -218,8 +218,6 @@ def _labels(application: Application) -> Dict[str, str]:
 
 
 def _refuse_both(one: Application, other: Application, where: str) -> None:
-    if called(one) == called(other):
-        raise ValueError(f"{where}: {called(one)} stands in the list already")
     if one["node_port"] and one["node_port"] == other["node_port"]:
         raise ValueError(f"{where}.node_port: {one['node_port']} is {called(other)}'s already")
     if one["host"] and one["host"] == other["host"]:

@@ -6,6 +6,7 @@ asked from the nodes; names and URLs from the controller, which stands for the i
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, TypedDict, cast
 from urllib.parse import urlsplit
 
@@ -90,8 +91,8 @@ _APPLICATION = {
 _NODE_PORT = {"port": Field(number(65535), needed=True), "path": Field(path, "/healthz")}
 _CHECKLIST = {
     "nodes": Field(number(_MANY), 1),
-    "applications": Field(each(fields(_APPLICATION), "name"), []),
-    "node_ports": Field(each(fields(_NODE_PORT), "port"), []),
+    "applications": Field(each(fields(_APPLICATION), itemgetter("name")), []),
+    "node_ports": Field(each(fields(_NODE_PORT), itemgetter("port")), []),
     "urls": Field(each(_url), []),
     "balancers": Field(each(address), []),
     "resolver": Field(address, ""),

@@ -38,17 +38,17 @@ def fields(known: Mapping[str, Field]) -> Reader:
     return reader
 
 
-def each(item: Reader, key: str = "") -> Reader:
-    """A list of what another reader reads, no two of them alike: by one of their keys, if one is given."""
+def each(item: Reader, mark: Callable[[Any], Any] = lambda one: one) -> Reader:
+    """A list of what another reader reads, no two of them with the same mark."""
 
     def reader(given: Any, where: str) -> List[Any]:
         if not isinstance(given, list):
             raise ValueError(f"{where}: {given!r} is no list")
         found = [item(one, f"{where}[{place}]") for place, one in enumerate(given)]
-        marks = [one[key] if key else one for one in found]
-        for place, mark in enumerate(marks):
-            if mark in marks[:place]:
-                raise ValueError(f"{where}[{place}]: {mark!r} stands in the list already")
+        marks = [mark(one) for one in found]
+        for place, one in enumerate(marks):
+            if one in marks[:place]:
+                raise ValueError(f"{where}[{place}]: {one!r} stands in the list already")
         return found
 
     return reader
