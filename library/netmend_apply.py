@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.apply import apply, named, remove, text
+from ansible.module_utils.netmend.apply import apply, differences, named, remove
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
 
 DOCUMENTATION = r"""
@@ -75,7 +75,7 @@ def main():
         module.fail_json(msg=str(error))
     result = {"changed": bool(changes), "objects": [change.what for change in changes]}
     if module._diff:
-        result["diff"] = [difference(change) for change in changes]
+        result["diff"] = differences(changes)
     # The arguments are as long as a manifest, and nobody reads them in a result.
     module.params["objects"] = result["objects"]
     module.exit_json(**result)
@@ -92,12 +92,6 @@ def refuse_wrong(module, objects):
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         module.fail_json(msg=f"objects has {', '.join(twice)} more than once.")
-
-
-def difference(change):
-    secret = change.what.startswith("Secret ")
-    before, after = ("(not shown)\n" if item and secret else text(item) for item in (change.before, change.after))
-    return {"before_header": change.what, "after_header": change.what, "before": before, "after": after}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from .kube import Api, ApiError
 
 MANAGER = "netmend"
 APPLY = "application/apply-patch+yaml"  # JSON is YAML, too
+MERGE = "application/merge-patch+json"
 CONCURRENCY = 6
 ESTABLISHED_WITHIN = 120  # seconds; an API server describes itself anew for each new kind
 DEFINITION = "CustomResourceDefinition"
@@ -69,7 +70,11 @@ def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Ch
     resources = Resources(api)
     changes: List[Change] = []
     for stage in _stages(objects):
-        wanted = [change for change in _each(lambda item: _change(api, resources, item), stage) if change]
+        # In a namespace that would be made only now, nobody can be asked what would become of an object.
+        made = {each.after["metadata"]["name"] for each in changes if dry_run and each.after and not each.before}
+        changes += [Change(named(item), None, item) for item in stage if _namespace(item) in made]
+        asked = [item for item in stage if _namespace(item) not in made]
+        wanted = [change for change in _each(lambda item: _change(api, resources, item), asked) if change]
         changes += [change for change, _ in wanted]
         if dry_run:
             continue
@@ -94,15 +99,43 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[C
     return changes
 
 
+def patch(api: Api, item: Object, content: Object) -> None:
+    """Sends a merge patch (RFC 7386) for an object that is there; an empty one is not sent. ApiError."""
+    if content:
+        path = f"{Resources(api).path(item)}?fieldManager={MANAGER}"
+        _good(*api.send("PATCH", path, content, content_type=MERGE), named(item))
+
+
 def named(item: Object) -> str:
     """How people call an object: Kind namespace/name."""
-    namespace = item["metadata"].get("namespace")
+    namespace = _namespace(item)
     return f"{item['kind']} {namespace + '/' if namespace else ''}{item['metadata']['name']}"
 
 
 def text(item: Optional[Object]) -> str:
     """An object as it stands in a diff: without what the API server keeps itself; "" for one that is not there."""
     return json.dumps(_plain(item), indent=2, sort_keys=True) + "\n" if item else ""
+
+
+def differences(changes: Iterable[Change]) -> List[Dict[str, str]]:
+    """Ansible's diff; of a Secret no more than that it changes."""
+
+    def shown(change: Change, item: Optional[Object]) -> str:
+        return "(not shown)\n" if item and change.what.startswith("Secret ") else text(item)
+
+    return [
+        {
+            "before_header": change.what,
+            "after_header": change.what,
+            "before": shown(change, change.before),
+            "after": shown(change, change.after),
+        }
+        for change in changes
+    ]
+
+
+def _namespace(item: Object) -> str:
+    return str(item["metadata"].get("namespace", ""))
 
 
 def _root(version: str) -> str:

@@ -15,8 +15,10 @@ from tests.unit.diagnose.conftest import NODES, Bench
 
 ROOT = Path(__file__).parents[2]
 CAPTURED = ROOT / "tests/fixtures/k3s-1.36.3/flannel"
-# Those that the playbooks run on nodes where parameters of the kernel are mended.
-MODULES = ("node_info", "connectivity", "underlay", "lease", "guard", "sysctl", "iptables_rule")
+# Those that the playbooks run on nodes where parameters of the kernel are mended, and applications moved.
+MODULES = (
+    "node_info", "connectivity", "underlay", "lease", "guard", "sysctl", "iptables_rule", "rollout", "host_network",
+)  # fmt: skip
 
 # It knows its host by the directory that Ansible thinks it is run in. What it changes is what others answer then.
 MODULE = '''#!/usr/bin/python3
@@ -26,6 +28,8 @@ arguments = json.loads(pathlib.Path(sys.argv[1]).read_text())
 here = pathlib.Path(arguments["_ansible_remote_tmp"])
 file = here / (arguments["_ansible_module_name"] + ".json")
 answer = json.loads(file.read_text()) if file.exists() else {"changed": False}
+with file.with_suffix(".given").open("a") as given:
+    given.write(json.dumps(arguments) + "\\n")
 after = answer.pop("after", {})
 if not arguments["_ansible_check_mode"]:
     for name, then in after.items():
@@ -79,7 +83,7 @@ class Project:
         change = {"before": "net.ipv4.ip_forward = 0\n", "after": "net.ipv4.ip_forward = 1\n"}
         values = {"net.ipv4.ip_forward": "1"}
         mended = {"changed": True, "changes": ["net.ipv4.ip_forward: 0 -> 1"], "values": values, "diff": [change]}
-        self._answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
+        self.answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
 
     def change(self, how: Callable[[Any], None]) -> None:
         """Changes what measuring brings back, given as a diagnose Run."""
@@ -94,7 +98,7 @@ class Project:
     def lend(self, holder: str) -> None:
         """Another run holds the lease."""
         said = f"another run changes this cluster: {holder}"
-        self._answer("server0/netmend_lease.json", {"failed": True, "msg": said})
+        self.answer("server0/netmend_lease.json", {"failed": True, "msg": said})
 
     def _check_out(self) -> None:
         self.directory.mkdir()
@@ -107,7 +111,7 @@ class Project:
 
     def _measure(self) -> None:
         for name, answer in self._answers().items():
-            self._answer(name, answer)
+            self.answer(name, answer)
 
     def _answers(self) -> dict[str, Any]:
         """HOST/MODULE.json -> what measuring brings back there."""
@@ -120,7 +124,12 @@ class Project:
             answers[f"{node}/netmend_connectivity.json"] = {"changed": False, **seen}
         return answers
 
-    def _answer(self, name: str, answer: dict[str, Any]) -> None:
+    def given(self, name: str) -> list[dict[str, Any]]:
+        """The arguments of each call of HOST/MODULE.json."""
+        lines = (self._nodes / name).with_suffix(".given").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def answer(self, name: str, answer: dict[str, Any]) -> None:
         _write(self._nodes / name, json.dumps(answer))
 
 

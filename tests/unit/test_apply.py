@@ -139,6 +139,14 @@ def test_a_dry_run_tells_all_and_writes_nothing():
     assert server.stored == {}
 
 
+def test_a_dry_run_asks_nobody_about_a_namespace_that_is_to_be_made():
+    server = Server()
+    assert apply(server, [CONFIG, NAMESPACE], dry_run=True)[-1] == Change("ConfigMap calico/config", None, CONFIG)
+    apply(server, [NAMESPACE])
+    (change,) = apply(server, [CONFIG, NAMESPACE], dry_run=True)
+    assert change.after["metadata"]["resourceVersion"] == "2"
+
+
 def test_a_kind_that_never_comes_is_named(monkeypatch):
     with pytest.raises(ApiError, match=r"has not established ippools\.crd\.projectcalico\.org within"):
         apply(Server(establishes=False), ALL)
