@@ -197,10 +197,8 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
 def netmend_swap_cause(names: Names, hostvars: Any, consent: str) -> str:
     """Hosts, measured, and netmend_swap -> why Flannel is to be swapped for Calico now; "" where it is not."""
     hosts = _hosts(names, hostvars)
-    nodes, cluster, underlay = _measured(hosts)
-    now = _stored(hosts, "netmend_now")
-    faults = [finding["fault"] for finding in now["findings"]]
-    return cause.why(consent, faults, underlay, state.read(nodes, cluster))
+    faults = [finding["fault"] for finding in _stored(hosts, "netmend_now")["findings"]]
+    return cause.why(consent, faults, *_measured(hosts))
 
 
 def _measured(hosts: list[Any]) -> tuple[Any, Any, Any]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Collection, Optional
+from typing import Collection, Mapping, Optional
 
 from .. import overlays
 from ..diagnose.registry import is_gate
-from ..model import Underlay
-from .state import State
+from ..model import ClusterFacts, NodeFacts, Underlay
+from .state import read
 
 FAULT = "vxlan-dropped-by-fabric"
 OVERLAY = "vxlan-8472"  # Flannel's, as overlays.OVERLAYS has it
 
 
-def why(consent: str, faults: Collection[str], underlay: Optional[Underlay], state: State) -> str:
+def why(
+    consent: str,
+    faults: Collection[str],
+    nodes: Mapping[str, NodeFacts],
+    cluster: ClusterFacts,
+    underlay: Optional[Underlay],
+) -> str:
     """The reason to swap now, as a sentence; "" where there is none.
 
     consent: always, never, or auto: where Flannel's packets pass between no two nodes, measured from both ends, and to
@@ -23,6 +29,7 @@ def why(consent: str, faults: Collection[str], underlay: Optional[Underlay], sta
         return "netmend_swap is always."
     if consent == "never" or not faults or any(map(is_gate, faults)):
         return ""
+    state = read(nodes, cluster)
     if any(node["drop_in"] for node in state["nodes"].values()) and state["phase"] not in ("done", "none"):
         return f"A swap was begun, and stands at: {state['phase']}."
     if FAULT in faults and not state["flipped"] and _passes_nowhere(underlay):

@@ -62,7 +62,7 @@ class Journey:
         faults: tuple[str, ...] = (),
         reports: dict[str, Any] | None = None,
     ) -> str:
-        """The playbook's output, from that stage on, where these faults were found and this of the underlay reported."""
+        """The playbook's output, from that stage on. faults: that were found; reports: of the underlay."""
         (self.place / "stage").write_text(stage)
         facts = {name: json.loads((self.place / stage / f"{name}.json").read_text()) for name in (*NODES, "cluster")}
         of_all = {
