@@ -22,6 +22,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     overlays,
     plan,
     report,
+    restore,
 )
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
@@ -211,6 +212,27 @@ def _drop_ins(nodes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()}
 
 
+def netmend_restore(names: Names, hostvars: Any, path: str, server: str = "") -> dict[str, Any]:
+    """Servers, with their facts and tokens' checksums as role k3s_restore reads them, and a backup's directory -> what
+    stands against restoring them from it, or restore.Plan and backup.Backup in one."""
+    hosts = {name: hostvars.raw_get(name) for name in names}
+    found = {name: host.get("k3s_restore_info", {}).get("netmend_node") for name, host in hosts.items()}
+    nodes = {name: facts for name, facts in found.items() if facts}
+    kept = {name: host.get("k3s_restore_token", {}).get("stat", {}).get("checksum") for name, host in hosts.items()}
+    tokens = {name: token for name, token in kept.items() if token}
+    saved = backup.read(Path(path))
+    refusals = restore.refusals(saved, list(names), nodes, tokens, server)
+    if refusals:
+        return {"refusals": refusals}
+    return {
+        **saved,
+        **restore.plan(saved, nodes, server),
+        "refusals": [],
+        "notes": restore.notes(saved, nodes, server),
+        "tokenless": [name for name in names if name not in tokens],
+    }
+
+
 def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The file of Calico's manifest -> the objects to apply, patched by calico_manifest.Options.
 
@@ -328,6 +350,7 @@ class FilterModule:
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
+            "netmend_restore": netmend_restore,
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
             "netmend_swap_cause": netmend_swap_cause,
             "netmend_swap_plan": netmend_swap_plan,
