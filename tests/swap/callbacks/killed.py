@@ -29,7 +29,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
         self._begun: list[str] = []
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        if len(self._begun) == int(os.environ.get("NETMEND_KILL_AFTER", 0)) > 0:
+        if len(self._begun) == int(os.environ.get("NETMEND_KILL_AFTER", "0")) > 0:
             self._display.display(f"killed behind: {self._begun[-1]}")
             os.killpg(0, signal.SIGKILL)
         name = task.get_name().strip()
