@@ -25,11 +25,13 @@ STOOD_IN = (
 class Journey:
     """A directory with the last play of a playbook, the facts of each stage, and what was asked of whom."""
 
-    def __init__(self, place: Path, book: str = "rollback") -> None:
-        self.place = place
+    def __init__(
+        self, place: Path, book: str = "rollback", last: int = 1, servers: tuple[str, ...] = ("server0",)
+    ) -> None:
+        self.place, self.servers = place, servers
         shutil.copytree(ROOT / "playbooks", place / "playbooks")
         plays = yaml.safe_load((place / f"playbooks/{book}.yml").read_text())
-        (place / "playbooks/only.yml").write_text(yaml.safe_dump([play for play in plays if "tasks" in play][-1:]))
+        (place / "playbooks/only.yml").write_text(yaml.safe_dump([play for play in plays if "tasks" in play][-last:]))
         (place / "playbooks/library").mkdir()
         for module in STOOD_IN:
             shutil.copy(Path(__file__).with_name("stand_in.py"), place / f"playbooks/library/{module}.py")
@@ -81,7 +83,9 @@ class Journey:
             }
             for name in reversed(NODES)
         }
-        groups = {"k3s_servers": {"hosts": {"server0": {}}}, "k3s_agents": {"hosts": {"agent1": {}, "agent0": {}}}}
+        agents = [name for name in reversed(NODES) if name not in self.servers]
+        named = {"k3s_servers": self.servers, "k3s_agents": agents}
+        groups = {group: {"hosts": {name: {} for name in names}} for group, names in named.items()}
         inventory = {"k3s_cluster": {"hosts": hosts, "children": groups, "vars": of_all}}
         (self.place / "hosts.json").write_text(json.dumps(inventory))
         extra = json.dumps({"netmend_swap_wanted": wanted})
