@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ async def main(targets, rate):
         began, target = time.time(), targets[number % len(targets)]
         try:
             await asyncio.wait_for(ask(*target), 10)
-            took.append(time.time() - began)
+            took.append([began, time.time() - began])
         except (OSError, asyncio.TimeoutError) as error:
             lost.append([began, target, str(error) or type(error).__name__])
     number, start = 0, time.monotonic()
@@ -47,8 +47,7 @@ async def main(targets, rate):
         await asyncio.sleep(max(0, start + number / rate - time.monotonic()))
     if under_way:
         await asyncio.wait(under_way)
-    took.sort()
-    print(json.dumps({"asked": number, "lost": lost, "p99": took[int(len(took) * .99)] if took else 0}))
+    print(json.dumps({"asked": number, "lost": lost, "answered": took}))
 
 asyncio.run(main(json.loads(sys.argv[1]), float(sys.argv[2])))
 """
@@ -59,7 +58,22 @@ class Client(NamedTuple):
 
     asked: int
     lost: list[tuple[float, tuple[str, int], str]]  # when, whom, and how it failed
-    p99: float  # seconds
+    answered: list[tuple[float, float]]  # when, and after how many seconds
+
+    @property
+    def p99(self) -> float:
+        """Seconds that 99 of 100 answers took at most; 0 for no answer."""
+        return percentile(self.during(float("-inf"), float("inf")), 0.99)
+
+    def during(self, since: float, until: float) -> list[float]:
+        """The seconds that the answers took to what was asked from one moment to another."""
+        return [seconds for began, seconds in self.answered if since <= began < until]
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest of them that this share of them do not exceed; 0 for none."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
 @contextmanager

@@ -86,6 +86,8 @@ def inventory(lab: Lab, state: Path) -> dict[str, object]:
             "children": {"k3s_servers": group("server"), "k3s_agents": group("agent")},
             "vars": {
                 "netmend_lab": lab.name,
+                # Where Calico's images are not on the machines, they cannot be had.
+                **({} if lab.calico else {"netmend_swap": "never"}),
                 "ansible_user": "root",
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_private_key_file": str(state / KEY),

@@ -9,8 +9,8 @@ DOCUMENTATION = r"""
 module: netmend_cni_leftovers
 short_description: Take away what another network of pods left on a node
 description:
-  - Runs commands one after the other, as the filter P(netmend_swap#filter) plans them from what is there; stops at the
-    first that fails, and says which. Planned again afterwards, nothing is left of what was done.
+  - Runs commands one after the other, as the filter P(netmend_swap_plan#filter) plans them from what is there; stops at
+    the first that fails, and says which. Planned again afterwards, nothing is left of what was done.
 author: netmend maintainers
 options:
   commands:
@@ -42,7 +42,7 @@ requirements:
 EXAMPLES = r"""
 - name: Take away what is left of Flannel
   netmend_cni_leftovers:
-    commands: "{{ netmend_swap.commands[netmend_node_info.netmend_node.name] | default([]) }}"
+    commands: "{{ netmend_swap_plan.commands[netmend_node_info.netmend_node.name] | default([]) }}"
 """
 
 RETURN = r"""

@@ -16,7 +16,8 @@ DOCUMENTATION = """
 module: netmend_k3s_restart
 short_description: Restart K3s on a node and wait until the node is Ready again
 description:
-  - Restarts the node's one running unit of K3s (k3s.service or k3s-agent.service). Pods go on running meanwhile.
+  - Restarts the node's one running unit of K3s (k3s.service or k3s-agent.service), or O(unit), which may have been
+    stopped. Pods go on running meanwhile.
   - A server is restarted only while every other server says on /readyz that it is well, its etcd member included.
   - Waits until the unit is active, the kubelet has reported the node as Ready since the restart, Flannel has written
     its C(subnet.env) again where it runs, and, on a server, /readyz says ok. Fails with what is missing of that.
@@ -32,6 +33,10 @@ options:
     type: list
     elements: str
     default: []
+  unit:
+    description: The unit, whether it runs or not; where it is not given, the one that runs.
+    type: str
+    choices: [k3s.service, k3s-agent.service]
   flannel:
     description: Whether Flannel is to run afterwards; where it is not given, as before.
     type: bool
@@ -80,19 +85,22 @@ def main() -> None:
         argument_spec={
             "node": {"type": "str", "required": True},
             "servers": {"type": "list", "elements": "str", "default": []},
+            "unit": {"type": "str", "choices": list(UNITS)},
             "flannel": {"type": "bool"},
             "timeout": {"type": "int", "default": 180},
         },
         supports_check_mode=True,
     )
-    unit = next((unit for unit in UNITS if _shown(module, unit)["ActiveState"] == "active"), "")
+    running = (unit for unit in UNITS if _shown(module, unit)["ActiveState"] == "active")
+    unit = module.params["unit"] or next(running, "")
     if not unit:
         module.fail_json(msg=f"None of {', '.join(UNITS)} is active here: there is nothing that could be restarted.")
     unwell = _unwell(module.params["servers"]) if unit == "k3s.service" else ""
     if unwell:
         module.fail_json(msg=f"{unit} is not restarted, as etcd could lose its quorum: {unwell}. Mend that first.")
-    since = _shown(module, unit)["ActiveEnterTimestamp"]
-    result = {"changed": True, "unit": unit, "diff": {"before": f"{unit} active since {since}\n", "after": ""}}
+    before = _shown(module, unit)
+    state = f"{before['ActiveState']}, started {before['ActiveEnterTimestamp'] or 'never'}"
+    result = {"changed": True, "unit": unit, "diff": {"before": f"{unit} {state}\n", "after": ""}}
     if not module.check_mode:
         result["seconds"] = _restart(module, unit)
     result["diff"]["after"] = f"{unit} restarted\n"
@@ -142,7 +150,7 @@ def _missing(module: AnsibleModule, unit: str, began: float, started: float, wit
             if status != 200:
                 return f"/readyz says {status}"
         status, body = Api(_kubelet_credentials()).get(f"/api/v1/nodes/{module.params['node']}")
-    except ApiError as error:
+    except (ApiError, OSError) as error:  # where it never ran, the kubelet's credentials are yet to be made
         return str(error)
     if status != 200 or not ready_since(json.loads(body), began):
         return f"the kubelet has not reported {module.params['node']} as Ready"

@@ -24,11 +24,12 @@ from ansible.module_utils.netmend import (  # noqa: E402
     overlays,
     plan,
     report,
+    restore,
 )
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
-from ansible.module_utils.netmend.swap import gates, order, state  # noqa: E402
+from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
 from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402
 
@@ -39,7 +40,10 @@ RESULTS = {
     "iptables_forward_sysctl_result": "iptables_forward",
     "kube_proxy_resync_result": "kube_proxy_resync",
     "k3s_restart_result": "k3s_restart",
+    "netmend_cleaned": "cni_leftovers",
 }
+# What one server does for all nodes.
+OF_SERVER = {"netmend_pods": "pod_replacement"}
 
 Names = Sequence[str]
 
@@ -154,61 +158,88 @@ def _calls(hosts: Iterable[Any]) -> dict[str, overlays.Call]:
     return calls
 
 
-def netmend_swap(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Hosts, measured, and a gates.Wanted -> what stands against a swap, or what it does next.
+def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to: str) -> dict[str, Any]:
+    """Hosts, measured, a gates.Wanted, and calico or flannel -> what stands against that swap, or what it does next.
 
-    ``steps`` are nodes to be flipped at once; ``commands`` take away what is left of Flannel, by node.
+    ``steps`` are nodes to be flipped at once, ``cidrs`` the networks that pods have their addresses from then;
+    ``commands`` by node, ``annotations`` and ``patches`` of Nodes take away what is left of the other network.
     """
-    asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
-    refusals = [refusal["message"] for refusal in gates.gates(*asked)]
+    nodes, cluster, underlay = _measured(_hosts(names, hostvars))
+    want = gates.Wanted(**_plain(wanted))
+    asked = nodes, cluster, underlay, want
+    back = to == "flannel"
+    refusals = [refusal["message"] for refusal in (gates.gates_back if back else gates.gates)(*asked)]
     if refusals:
         return {"refusals": refusals, "unknown": overlays.is_unknown(underlay)}
     standing = state.read(nodes, cluster)
-    return {
-        "refusals": [],
-        "notes": gates.notes(*asked),
-        "phase": standing["phase"],
-        "options": gates.options(want, cluster, underlay)._asdict(),
-        "canary": order.canary(standing, nodes, cluster, want.canary),
-        "steps": order.flip(standing, cluster, want.batch, want.canary),
-        "drop_ins": _drop_ins(nodes),
-        "commands": order.clean(standing),
-        "annotations": order.old_annotations(standing),
-    }
-
-
-def netmend_swap_back(names: Names, hostvars: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for the way back: ``commands``, ``annotations`` and ``patches`` (of Nodes) take away what is left of
-    Calico, and ``cidrs`` are the networks that pods have their addresses from then."""
-    asked = nodes, cluster, underlay, want = _asked(_hosts(names, hostvars), wanted)
-    refusals = [refusal["message"] for refusal in gates.gates_back(*asked)]
-    if refusals:
-        return {"refusals": refusals, "unknown": overlays.is_unknown(underlay)}
-    standing = state.read(nodes, cluster)
+    options = gates.options(want, cluster, underlay)._asdict()
+    common = {"refusals": [], "drop_ins": _drop_ins(nodes)}
+    if not back:
+        return {
+            **common,
+            "notes": gates.notes(*asked),
+            "phase": standing["phase"],
+            "backup": standing["phase"] in ("none", "installed"),
+            "options": options,
+            "canary": order.canary(standing, nodes, cluster, want.canary),
+            "steps": order.flip(standing, cluster, want.batch, want.canary),
+            "cidrs": [options["pool"]],
+            "commands": order.clean(standing),
+            "annotations": order.old_annotations(standing),
+            "patches": {},
+        }
     pools = [pool["cidr"] for pool in standing["pools"]]
     return {
-        "refusals": [],
+        **common,
         "notes": gates.notes_back(*asked),
         "phase": standing["back"],
-        "options": {**gates.options(want, cluster, underlay)._asdict(), **({"pool": pools[0]} if pools else {})},
-        "cidrs": [node["pod_cidr"] for node in cluster["nodes"]],
+        "backup": standing["back"] != "leftovers",
+        "options": {**options, **({"pool": pools[0]} if pools else {})},
+        "canary": "",
         "steps": order.flip_back(standing, cluster, want.batch, want.canary),
-        "drop_ins": _drop_ins(nodes),
+        "cidrs": [node["pod_cidr"] for node in cluster["nodes"]],
         "commands": order.clean_back(standing),
         "annotations": order.old_annotations_back(standing),
         "patches": order.patches_back(standing),
     }
 
 
-def _asked(hosts: list[Any], wanted: Mapping[str, Any]) -> tuple[Any, Any, Any, gates.Wanted]:
-    """Nodes, cluster, underlay and what is wanted, as the gates take them."""
+def netmend_swap_cause(names: Names, hostvars: Any, consent: str) -> str:
+    """Hosts, measured, and netmend_swap -> why Flannel is to be swapped for Calico now; "" where it is not."""
+    hosts = _hosts(names, hostvars)
+    faults = [finding["fault"] for finding in _stored(hosts, "netmend_now")["findings"]]
+    return cause.why(consent, faults, *_measured(hosts))
+
+
+def _measured(hosts: list[Any]) -> tuple[Any, Any, Any]:
+    """Nodes, cluster and underlay, as the gates take them."""
     nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
-    underlay = _underlay(hosts, [node["name"] for node in cluster["nodes"]])
-    return nodes, cluster, underlay, gates.Wanted(**_plain(wanted))
+    return nodes, cluster, _underlay(hosts, [node["name"] for node in cluster["nodes"]])
 
 
 def _drop_ins(nodes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()}
+
+
+def netmend_restore(names: Names, hostvars: Any, path: str, server: str = "") -> dict[str, Any]:
+    """Servers, with their facts and tokens' checksums as role k3s_restore reads them, and a backup's directory -> what
+    stands against restoring them from it, or restore.Plan and backup.Backup in one."""
+    hosts = {name: hostvars.raw_get(name) for name in names}
+    found = {name: host.get("k3s_restore_info", {}).get("netmend_node") for name, host in hosts.items()}
+    nodes = {name: facts for name, facts in found.items() if facts}
+    kept = {name: host.get("k3s_restore_token", {}).get("stat", {}).get("checksum") for name, host in hosts.items()}
+    tokens = {name: token for name, token in kept.items() if token}
+    saved = backup.read(Path(path))
+    refusals = restore.refusals(saved, list(names), nodes, tokens, server)
+    if refusals:
+        return {"refusals": refusals}
+    return {
+        **saved,
+        **restore.plan(saved, nodes, server),
+        "refusals": [],
+        "notes": restore.notes(saved, nodes, server),
+        "tokenless": [name for name in names if name not in tokens],
+    }
 
 
 def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -333,7 +364,7 @@ def netmend_report(
     return report.report(
         now=_stored(hosts, "netmend_now"),
         before=before[0] if before else None,
-        changes=[change for host in hosts for change in _changes(host)],
+        changes=[change for host in hosts for change in _changes(host, facts.get("server", ""))],
         nodes=report.members(facts["cluster"], facts["expected_nodes"], list(_nodes(hosts))),
         marks=netmend_mark(_stored(hosts, "netmend_marks"), "end"),
         time=time,
@@ -343,9 +374,9 @@ def netmend_report(
     )
 
 
-def _changes(host: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What each role left on one host, where it changed something."""
-    for variable, role in RESULTS.items():
+def _changes(host: Mapping[str, Any], server: str) -> Iterator[dict[str, Any]]:
+    """What each role left on one host, where it changed something. Of what ran once, all hosts have the result."""
+    for variable, role in (RESULTS | OF_SERVER if host["inventory_hostname"] == server else RESULTS).items():
         result = host.get(variable, {})
         if result.get("changed"):
             diff = result.get("diff") or {"before": "", "after": result.get("stdout", "")}
@@ -373,9 +404,10 @@ class FilterModule:
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,
+            "netmend_restore": netmend_restore,
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
-            "netmend_swap": netmend_swap,
-            "netmend_swap_back": netmend_swap_back,
+            "netmend_swap_cause": netmend_swap_cause,
+            "netmend_swap_plan": netmend_swap_plan,
             "netmend_text": text.render,
             "netmend_ufw_rules": required_rules,
         }

@@ -41,7 +41,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def run(unit: str, answers: dict[str, Any], entered: float = 1e9, **arguments: Any) -> dict[str, Any]:
+    def run(unit: str, answers: dict[str, Any], /, entered: float = 1e9, **arguments: Any) -> dict[str, Any]:
         program = tmp_path / "systemctl"
         program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("ENTERED", str(int(entered * 1e6))))
         program.chmod(0o755)
@@ -114,6 +114,13 @@ def test_where_k3s_does_not_run_nothing_is_restarted(restart: Run) -> None:
     result = restart("other.service", {})
     assert result["failed"] is True
     assert result["asked"] == []
+
+
+def test_what_was_stopped_is_started_where_it_is_named(restart: Run) -> None:
+    answers = {"here": (200, "ok"), "node": node(lastHeartbeatTime=now())}
+    result = restart("other.service", answers, unit="k3s.service", timeout=0)
+    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert "it has not come up again (inactive)" in result["msg"]
 
 
 @pytest.mark.parametrize(

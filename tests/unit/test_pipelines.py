@@ -53,6 +53,7 @@ RUNS = {
     "drift": Run(Project.forward_nothing, ("--check", "--diff"), 10, "Would change: iptables_forward."),
     "left": Run(Project.drop_in_the_fabric, ("--check",), 2, "Findings left: vxlan-dropped-by-fabric."),
     "another run": Run(held, (), 1, "another run changes this cluster: ci@other/17"),
+    "no such consent": Run(None, ("-e", "netmend_swap=yes"), 1, "netmend_swap is yes, and must be auto, always or"),
     "unreachable": Run(unreachable, ("--check",), 1, "No server could be reached."),
 }
 

@@ -12,6 +12,7 @@ from .path import Block, Paths
 from .registry import FABRIC, FIREWALL, Suspicion, fault
 from .stops import Stop, by_kubernetes_backend, describe, opening, stops
 
+SWAP = "ansible-playbook -i INVENTORY playbooks/swap_cni.yml"
 NAMES = {"vxlan": "VXLAN (UDP {port})", "ipip": "IPIP (IP protocol 4)"}
 
 
@@ -110,7 +111,7 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
                 f"{case.tally(case.pings(here, there))} pings between the two nodes passed. {overlay.device} of "
                 f"{there} has received {packets} since it came up.",
             ],
-            remedy=Remedy(role="", nodes=sorted(pair), text=_other_ways(case, name)),
+            remedy=_another(case, kind, name, sorted(pair)),
             confidence=0.98 if lost else 0.7 if accepted else 0.4,
             explains=ids(
                 probe
@@ -136,6 +137,16 @@ def _is_left(case: Case, paths: Paths, both: Tuple[Tuple[str, str], ...], probes
     )
 
 
+def _another(case: Case, kind: str, name: str, nodes: List[str]) -> Remedy:
+    """Another overlay; where it is Calico's IPIP in the place of Flannel, what brings it."""
+    remedy = Remedy(role="", nodes=nodes, text=_other_ways(case, name))
+    underlay = case.run.get("underlay")
+    works = underlay is not None and underlay["overlays"]["ipip"]["verdict"] in ("works", "host")
+    if works and kind == "vxlan" and not case.run["cluster"]["calico"].get("ippools"):
+        remedy["command"] = SWAP
+    return remedy
+
+
 def _other_ways(case: Case, name: str) -> str:
     underlay = case.run.get("underlay")
     if not underlay:
@@ -148,7 +159,10 @@ def _other_ways(case: Case, name: str) -> str:
         return f"An overlay that passes between all nodes here: {', '.join(others)}. No firewall rule of a node helps."
     if any(overlay["verdict"] == "unknown" for overlay in underlay["overlays"].values()):
         return "Another network card, or another overlay: of not all nodes is it known which ones pass here."
-    return "Another network card: here no overlay passes between all nodes. No firewall rule of a node helps."
+    return (
+        "Another network card: here no overlay passes between all nodes. Until then, applications on the nodes' own "
+        "network (host_network) stay up. No firewall rule of a node helps."
+    )
 
 
 class _Seen(NamedTuple):

@@ -239,7 +239,7 @@ def _facts(directory, name, pods):
         "errors": [],
         "k3s": _k3s(directory, name),
         "cni": _cni(directory, text("containerd-config.toml")),
-        "bgp": [],
+        **{"bgp": [], "flannel": [], "calico": []},
         "pods": [{"uid": pod["uid"], "pid": 100, "netns": 1} for pod in pods if pod["node"] == name],
     }
 
@@ -248,7 +248,7 @@ def _k3s(directory, name):
     paths = sorted((directory / "rancher").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name))
     config, _ = k3s.effective([(str(path), k3s.parse_config(path.read_text(), str(path))) for path in paths], [], {})
     unit = "k3s.service" if name.startswith("server") else "k3s-agent.service"
-    return {"role": name[:-1], "unit": unit, "config": config, "sources": {}}
+    return {"role": name[:-1], "unit": unit, "config": config, "sources": {}, "files": {}}
 
 
 def _cni(directory, containerd):

@@ -45,6 +45,7 @@ def test_what_is_measured_to_be_lost_is_certain_and_says_what_would_pass(capture
     assert ("IPIP (MTU 1430)" in remedy) == (state == "flannel")
     assert ("UDP 8472" in remedy) == (state != "flannel")
     assert "host-gw" not in remedy
+    assert ("swap_cni.yml" in finding["remedy"].get("command", "")) == (state == "flannel")
 
 
 def bench_pairs(node):
@@ -73,6 +74,7 @@ def test_where_nothing_passes_or_not_all_is_known_no_overlay_is_proposed(flannel
     measured(flannel, lost=[(*pair, kind) for pair in bench_pairs("agent0") for kind in kinds])
     (finding,) = diagnose(flannel.run)
     assert finding["remedy"]["text"].startswith("Another network card: here no overlay passes between all nodes.")
+    assert "command" not in finding["remedy"]
     measured(flannel, lost=[(*pair, "udp-8472") for pair in bench_pairs("agent0")])
     for overlay in flannel.run["underlay"]["overlays"].values():
         overlay["verdict"] = "unknown"

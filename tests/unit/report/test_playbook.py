@@ -23,9 +23,10 @@ def run(judgement: Any, directory: Path) -> subprocess.CompletedProcess[str]:
     names = sample.names(3)
     measured = {
         "netmend_now": judgement,
-        "netmend_facts": {"expected_nodes": names, "cluster": cluster},
+        "netmend_facts": {"expected_nodes": names, "cluster": cluster, "server": names[0]},
         "netmend_marks": [{"phase": "Probe", "at": 1.0}, {"phase": "Diagnose", "at": 2.5}],
         "ufw_result": {"changed": True, "diff": [sample.CHANGE]},
+        "netmend_pods": {"changed": True, "diff": sample.CHANGE},
     }
     facts = {name: {"netmend_node_info": {"netmend_node": {"name": name}}} for name in names}
     hosts = {name: {"ansible_connection": "local", **measured, **facts[name]} for name in names}
@@ -53,7 +54,8 @@ def test_what_a_run_leaves(judgement: Any, code: int, tmp_path: Path) -> None:
     assert written["verdict"] in done.stdout
     assert written["now"] == judgement
     assert [node["asked"] for node in written["nodes"]] == [True] * 3
-    assert [change["node"] for change in written["changes"]] == sample.names(3)
+    assert [change["node"] for change in written["changes"] if change["role"] == "ufw"] == sample.names(3)
+    assert [change["node"] for change in written["changes"] if change["role"] == "pod_replacement"] == ["k3s-master-01"]
     assert written["phases"][0] == {"name": "Probe", "seconds": 1.5}
     assert written["phases"][1]["seconds"] > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any, Callable
 
@@ -49,12 +50,14 @@ class Captured:
         cluster = kube.gather_cluster(Api(directory / "server0"))  # type: ignore[arg-type]
         self.cluster: Any = kube.with_config(cluster, self.nodes)
         self.underlay: Any = None
+        self.reports: dict[str, Any] = {}
         self.measure()
 
     def measure(self, change: Callable[[dict[str, Any]], None] = lambda reports: None) -> None:
         """Lets everything pass between the nodes, but for what is changed in their reports."""
         reports = self._reports({node["name"]: node["internal_ip"] for node in self.cluster["nodes"]})
         change(reports)
+        self.reports = reports
         self.underlay = overlays.evaluate(reports, {})
 
     def member(self, name: str) -> Any:
@@ -189,3 +192,11 @@ def returned(swapped: Captured) -> Captured:
     swapped.move_pods_back()
     swapped.end_calico()
     return swapped
+
+
+@pytest.fixture
+def manifest() -> Path:
+    upstream = os.environ.get("NETMEND_UPSTREAM")
+    if not upstream:
+        pytest.skip("NETMEND_UPSTREAM does not say where Calico's manifests are")
+    return Path(upstream) / "calico/v3.32.1/calico-vxlan.yaml"

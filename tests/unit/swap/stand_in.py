@@ -27,7 +27,7 @@ answer = {"changed": False}
 said = ""
 if module == "netmend_node_info":
     answer["netmend_node"] = facts(host)
-    if arguments["cluster"]:
+    if arguments.get("cluster"):
         answer["netmend_cluster"] = facts("cluster")
 elif module == "netmend_cluster_info":
     answer["netmend_cluster"] = facts("cluster")
@@ -48,8 +48,9 @@ elif module == "netmend_cni_leftovers":
     answer["changed"] = bool(arguments["commands"])
 elif module == "netmend_lease":
     said = arguments.get("state", "held")
-else:
-    answer["changed"] = module == "netmend_k3s_restart"
+elif module == "netmend_k3s_restart":
+    said = arguments.get("unit") or ""
+    answer["changed"] = True
 
 if module not in ("netmend_node_info", "netmend_cluster_info", "netmend_connectivity", "netmend_underlay"):
     with (journey / "calls").open("a") as calls:

@@ -1,0 +1,1 @@
+"""The swap on a lab's machines. Imported by name, as tests/faults is."""

@@ -1,0 +1,72 @@
+"""Swaps and ways back on a lab's machines, and what is there afterwards."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from lab import cluster, upstream
+from lab.load import Client
+from lab.playbooks import Outcome, Playbooks
+from lab.spec import Lab
+
+POOL = ip_network("10.42.128.0/17")
+NODE_PORT = 31695
+TRACES = "ip -br link; ip route show table all; ip rule; iptables-save; ipset list -n; ls /etc/cni/net.d 2>/dev/null"
+LIMIT = 900  # seconds
+
+
+def pods(lab: Lab) -> dict[str, Any]:
+    """Pods with a network of their own -> their addresses."""
+    said = cluster.must(lab, lab.machines[0], "k3s kubectl get pods -A -o json")
+    return {
+        item["metadata"]["name"]: ip_address(item["status"]["podIP"])
+        for item in json.loads(said)["items"]
+        if not item["spec"].get("hostNetwork")
+    }
+
+
+def traces(lab: Lab) -> dict[str, str]:
+    """What a network leaves on each machine, in lower case."""
+    return {machine.name: cluster.must(lab, machine, TRACES).lower() for machine in lab.machines}
+
+
+def arguments() -> tuple[str, ...]:
+    """What a lab's swap and way back are given."""
+    # Each pod that starts takes a machine of the lab seconds: about one at a time on each.
+    pace = ("-e", "netmend_swap_drain_seconds=5", "-e", "netmend_swap_parallel=3")
+    return ("-e", f"calico_ipip_manifest={upstream.calico('v3.32.1')}", *pace)
+
+
+def swap(playbooks: Playbooks) -> Outcome:
+    return playbooks.run("playbooks/swap_cni.yml", *arguments(), limit=LIMIT)
+
+
+def back(playbooks: Playbooks) -> Outcome:
+    return playbooks.run("playbooks/rollback.yml", *arguments(), limit=LIMIT)
+
+
+def assert_on_calico(lab: Lab) -> None:
+    """All pods are, and nothing is left of Flannel."""
+    assert all(address in POOL for address in pods(lab).values())
+    for found in traces(lab).values():
+        assert "flannel" not in found
+        assert "cni0" not in found
+
+
+def assert_on_flannel(lab: Lab) -> None:
+    """All pods are, and nothing is left of Calico."""
+    assert not any(address in POOL for address in pods(lab).values())
+    for found in traces(lab).values():
+        assert "cali" not in found
+        assert "tunl0@" not in found.replace("tunl0@none      down", "")
+
+
+def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client], before: str = "") -> None:
+    """before: what another run said, that the clients asked through, too."""
+    assert run.code == 0, before + run.output
+    assert run.report["healthy"], before + run.output
+    for client in clients.values():
+        assert client.asked > 1000
+        assert client.lost == [], before + run.output
