@@ -35,6 +35,7 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
+WHOLE, BEGIN = "whole", "begin"  # parts of netmend_underlay
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -80,24 +81,43 @@ def clocks(calls: Mapping[str, Call]) -> Dict[str, Clock]:
     return found
 
 
-def lead(calls: Iterable[Call]) -> float:
-    """Seconds from planning to the moment: as long as it took to have a module run on all nodes, and some more.
+class Lead(NamedTuple):
+    seconds: float  # from planning to the moment
+    part: str  # WHOLE: one call a node lasts until then; BEGIN: it only begins, and another takes what came
+
+
+def lead(calls: Iterable[Call], forks: int) -> Lead:
+    """As long as it took to have a module run on all nodes, and some more; ``forks``: on how many at a time.
 
     Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
     busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
-    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT, so that the whole call takes less than
-    five seconds.
+    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT for one that is slow, so that the whole
+    call takes less than five seconds.
+
+    Calls that wait for each other must not wait for their turn: where there are more nodes than forks, or where the
+    controller takes too long to start all calls, they begin only.
     """
     calls = list(calls)
     if not calls:
-        return _UNMEASURED
+        return Lead(_UNMEASURED, WHOLE)
     starts = [call.received - call.sent - call.took for call in calls]
-    all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
-    return min(max(all_run, _EARLIEST), min(starts) + _LONGEST_WAIT)
+    launched = max(call.sent for call in calls) - min(call.sent for call in calls)
+    longest = min(starts) + _LONGEST_WAIT
+    if len(calls) > forks:
+        launched = sum(min(start, longest) for start in starts) / forks
+    elif launched <= _LONGEST_WAIT - _EARLIEST:
+        return Lead(min(max(launched + max(starts), _EARLIEST), longest), WHOLE)
+    return Lead(launched + min(max(starts), longest) + _EARLIEST, BEGIN)
 
 
 def plan_round(
-    nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, calls: Mapping[str, Call], now: float, run: str
+    nodes: Mapping[str, NodeFacts],
+    cluster: ClusterFacts,
+    calls: Mapping[str, Call],
+    now: float,
+    run: str,
+    *,
+    forks: int,
 ) -> Dict[str, Dict[str, object]]:
     """Node -> the arguments of its netmend_underlay. Without a call to tell the clock by, it is taken for the same.
 
@@ -106,7 +126,7 @@ def plan_round(
     """
     taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
     peers = sample.peers(sample.zones(taking.values()))
-    start, offsets = now + lead(calls.values()), clocks(calls)
+    (ahead, part), offsets = lead(calls.values(), forks), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}
     for name, node in taking.items():
@@ -116,8 +136,9 @@ def plan_round(
             "node": name,
             "address": node["internal_ip"],
             "peers": [{"node": peer, "address": taking[peer]["internal_ip"]} for peer in peers[name]],
-            "start": start + clock.offset,
+            "start": now + ahead + clock.offset,
             "vni": unused,
+            "part": part,
         }
     return planned
 

@@ -80,12 +80,15 @@ def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_underlay_plan(names: Names, hostvars: Any) -> dict[str, Any]:
-    """Hosts -> node -> the arguments of netmend_underlay; empty for a single node."""
+def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> dict[str, Any]:
+    """Hosts, of which Ansible works on so many at a time -> node -> the arguments of netmend_underlay.
+
+    Empty for a single node.
+    """
     hosts = _hosts(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
     cluster = _stored(hosts, "netmend_facts")["cluster"]
-    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run)
+    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run, forks=forks)
     return {node: order for node, order in orders.items() if order["peers"]}
 
 
@@ -129,7 +132,8 @@ def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
 
 def _underlay(hosts: Iterable[Any], members: list[str]) -> Any:
     """What all nodes' reports say together; None where there are none."""
-    reports = (host.get("netmend_underlay", {}).get("netmend_underlay") for host in hosts)
+    answers = (host.get(name, {}) for host in hosts for name in ("netmend_underlay", "netmend_underlay_fetched"))
+    reports = (answer.get("netmend_underlay") for answer in answers)
     by_node = {report["node"]: report for report in reports if report}
     return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
 
