@@ -24,6 +24,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     report,
 )
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
+from ansible.module_utils.netmend.diagnose.hops import walks  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
 from ansible.module_utils.netmend.swap import gates, order, state  # noqa: E402
@@ -100,13 +101,18 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     results = {result["node"]: result for result in found if result}
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
-    run = {**facts, "probes": probes, "results": results}
-    findings = diagnose({**run, "underlay": underlay} if underlay else run)
+    run = {**facts, "probes": probes, "results": results, **({"underlay": underlay} if underlay else {})}
+    findings = diagnose(run)
     passing = underlay["overlays"] if underlay else {}
     matrix = plan.summarise(probes, results)
     coverage = plan.coverage(probes, facts["cluster"])
     return report.judge(
-        matrix, findings, remove_foreign_rules=remove_foreign_rules, coverage=coverage, overlays=passing
+        matrix,
+        findings,
+        remove_foreign_rules=remove_foreign_rules,
+        coverage=coverage,
+        overlays=passing,
+        walks=walks(run, findings),
     )
 
 

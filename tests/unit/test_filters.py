@@ -80,6 +80,7 @@ def test_a_diagnosis_says_which_overlays_can_work(
 ) -> None:
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
+    monkeypatch.setattr(filters, "walks", lambda run, findings: [])
     stored = {"netmend_facts": facts, "netmend_probes": {}}
     hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip

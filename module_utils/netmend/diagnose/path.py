@@ -13,6 +13,7 @@ from .case import Case, Endpoint
 
 MASQUERADE_MARK = 0x4000  # what kube-proxy sets on what comes by a NodePort
 VXLAN_PORT = 8472  # Linux's own default, which Flannel keeps
+LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}
 
 
 class Overlay(NamedTuple):
@@ -84,12 +85,15 @@ class Paths:
         here = "PREROUTING" if probe.get("source_pod") else "OUTPUT"
         return {(flow.via, here if flow.via == flow.source else "PREROUTING") for flow in self.flows(probe)}
 
+    def along(self, probe: Probe, flow: Flow) -> List[Passage]:
+        """Those of one flow, on the nodes whose facts are known."""
+        return [passage for passage in self._along(probe, flow) if passage.node in self.case.nodes]
+
     def passages(self, probe: Probe) -> List[Passage]:
         """On the nodes whose facts are known."""
         if probe["id"] not in self._passages:
-            found = (passage for flow in self.flows(probe) for passage in self._along(probe, flow))
-            known = dict.fromkeys(passage for passage in found if passage.node in self.case.nodes)
-            self._passages[probe["id"]] = list(known)
+            found = (passage for flow in self.flows(probe) for passage in self.along(probe, flow))
+            self._passages[probe["id"]] = list(dict.fromkeys(found))
         return self._passages[probe["id"]]
 
     def blocks(self, passage: Passage) -> List[Block]:
@@ -127,7 +131,7 @@ class Paths:
 
     def _along(self, probe: Probe, flow: Flow) -> Iterator[Passage]:
         source, pod, via, end = flow
-        protocol = _LAYER4.get(probe["protocol"], "tcp")
+        protocol = LAYER4.get(probe["protocol"], "tcp")
         by_node_port, translated = self.case.by_node_port(probe), bool(self.translators(probe))
         states = ("NEW", "DNAT") if translated else ("NEW",)
         mark = MASQUERADE_MARK if by_node_port else 0
@@ -209,6 +213,3 @@ def _answer(packet: Packet) -> Packet:
         mark=0,
         icmp_type="0",
     )
-
-
-_LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}
