@@ -154,6 +154,7 @@ def _other_ways(case: Case, name: str) -> str:
 class Seen(NamedTuple):
     verdict: str
     sentence: str
+    answered: int
 
 
 def measured_tunnel(case: Case, here: str, there: str, kind: str, port: int) -> Optional[Seen]:
@@ -169,9 +170,11 @@ def measured(case: Case, ends: Dict[str, str], packets: str) -> Optional[Seen]:
     if not underlay or any(underlay["addresses"].get(node) != address for node, address in ends.items()):
         return None
     pair = underlay["pairs"].get(f"{here}>{there}")
-    if not pair or packets not in pair["kinds"] or pair["kinds"][packets]["verdict"] == "unknown":
+    crossing = pair["kinds"].get(packets) if pair else None
+    if not crossing or crossing["verdict"] == "unknown":
         return None
-    return Seen(pair["kinds"][packets]["verdict"], overlays.sentence(underlay["pairs"], here, there, packets))
+    sentence = overlays.sentence(underlay["pairs"], here, there, packets)
+    return Seen(crossing["verdict"], sentence, crossing["answered"])
 
 
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:
