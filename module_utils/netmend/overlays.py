@@ -91,23 +91,22 @@ def lead(calls: Iterable[Call], forks: int) -> Lead:
 
     Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
     busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
-    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT for one that is slow, so that the whole
-    call takes less than five seconds.
+    could not be heard of it is unknown. Nobody waits longer than _LONGEST_WAIT for one that is slow.
 
-    Calls that wait for each other must not wait for their turn: where there are more nodes than forks, or where the
-    controller takes too long to start all calls, they begin only.
+    Calls that wait for each other must not wait for their turn, and not for long, as a whole call takes less than five
+    seconds: where there are more nodes than forks, or calls take long to start, they begin only.
     """
     calls = list(calls)
     if not calls:
         return Lead(_UNMEASURED, WHOLE)
     starts = [call.received - call.sent - call.took for call in calls]
-    launched = max(call.sent for call in calls) - min(call.sent for call in calls)
-    longest = min(starts) + _LONGEST_WAIT
-    if len(calls) > forks:
-        launched = sum(min(start, longest) for start in starts) / forks
-    elif launched <= _LONGEST_WAIT - _EARLIEST:
-        return Lead(min(max(launched + max(starts), _EARLIEST), longest), WHOLE)
-    return Lead(launched + min(max(starts), longest) + _EARLIEST, BEGIN)
+    starts = [min(start, min(starts) + _LONGEST_WAIT) for start in starts]
+    in_turn = len(calls) > forks
+    launched = sum(starts) / forks if in_turn else max(call.sent for call in calls) - min(call.sent for call in calls)
+    all_run = launched + max(starts)
+    if not in_turn and all_run <= _LONGEST_WAIT:
+        return Lead(max(all_run, _EARLIEST), WHOLE)
+    return Lead(all_run + _EARLIEST, BEGIN)
 
 
 def plan_round(

@@ -55,10 +55,11 @@ def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
 
 def test_nobody_waits_longer_than_the_call_may_take() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=60.0)
-    longest = lead([fast, slow], 25).seconds - 0.7
-    assert longest == pytest.approx(3.0)
-    assert longest < LONGEST_WAIT
-    assert longest + WINDOW + GRACE < LONGEST_CALL
+    assert lead([fast, slow], 25) == (pytest.approx(0.7 + 3.0 + 1.0), "begin")
+    longest = lead([fast, call(0.0, until_begun=2.8)], 25)
+    assert longest == (pytest.approx(3.0), "whole")
+    assert longest.seconds < LONGEST_WAIT
+    assert longest.seconds + WINDOW + GRACE < LONGEST_CALL
     assert lead([], 25).seconds < LONGEST_WAIT
 
 
@@ -72,9 +73,11 @@ def test_with_more_nodes_than_forks_calls_only_begin_and_the_moment_is_when_all_
     assert lead([*calls, slow], 25).seconds < 2 * lead(calls, 25).seconds
 
 
-def test_where_the_controller_takes_long_to_start_all_calls_they_only_begin() -> None:
+def test_where_calls_take_long_to_start_they_only_begin() -> None:
     calls = [call(0.0, sent=100.0 + number / 10) for number in range(50)]
     assert lead(calls, 50) == (pytest.approx(4.9 + 1.0 + 1.0), "begin")
+    busy = [call(0.0, until_begun=4.0), call(0.0, until_begun=5.0)]
+    assert lead(busy, 25) == (pytest.approx(5.2 + 1.0), "begin")
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------

@@ -49,8 +49,12 @@ def walks(run: Run, findings: Iterable[Finding]) -> List[Walk]:
 
 def _walk(case: Case, paths: Paths, probe: Probe) -> Optional[Walk]:
     """Of several ways the one that agrees best with what the probe saw; None for a destination that is not known."""
-    found = (_along(case, paths, probe, flow) for flow in paths.flows(probe))
-    return min(found, key=lambda walk: (True, None, False).index(walk["agrees"]), default=None)
+    found: List[Walk] = []
+    for flow in paths.flows(probe):
+        found.append(_along(case, paths, probe, flow))
+        if found[-1]["agrees"]:
+            return found[-1]
+    return next((walk for walk in found if walk["agrees"] is None), found[0] if found else None)
 
 
 def _along(case: Case, paths: Paths, probe: Probe, flow: Flow) -> Walk:

@@ -60,6 +60,8 @@ class Paths:
         self.case = case
         self._flows: Dict[str, List[Flow]] = {}
         self._passages: Dict[str, List[Passage]] = {}
+        self._overlays: Dict[Tuple[str, str], Optional[Overlay]] = {}
+        self._tunnels: Dict[Tuple[str, str], List[Passage]] = {}
         self._blocks: Dict[Passage, List[Block]] = {}
         self._proven: Optional[Set[Passage]] = None
 
@@ -114,6 +116,11 @@ class Paths:
 
     def overlay(self, node: str, peer: str) -> Optional[Overlay]:
         """How the node reaches the peer's pods: by the route to one of them."""
+        if (node, peer) not in self._overlays:
+            self._overlays[node, peer] = self._overlay(node, peer)
+        return self._overlays[node, peer]
+
+    def _overlay(self, node: str, peer: str) -> Optional[Overlay]:
         if node not in self.case.nodes or peer not in self.case.members:
             return None
         address = self.case.pod_address(peer)
@@ -125,7 +132,10 @@ class Paths:
 
     def tunnel(self, here: str, there: str) -> List[Passage]:
         """What a connection between the two nodes' pods takes of their firewalls: both directions at both ends."""
-        return [passage for end in ((here, there), (there, here)) for passage in self._tunnel_end(*end)]
+        ends = (here, there)
+        if ends not in self._tunnels:
+            self._tunnels[ends] = [passage for end in (ends, ends[::-1]) for passage in self._tunnel_end(*end)]
+        return self._tunnels[ends]
 
     # --- the hooks of one flow ---
 
