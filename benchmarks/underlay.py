@@ -36,7 +36,7 @@ PLAYBOOK = """
       run_once: true
     - name: Plan
       ansible.builtin.set_fact:
-        orders: "{{ ansible_play_hosts_all | netmend_underlay_plan(hostvars) }}"
+        orders: "{{ ansible_play_hosts_all | netmend_underlay_plan(hostvars, ansible_forks) }}"
       run_once: true
     - name: Measure
       netmend_underlay:

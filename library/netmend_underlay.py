@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.underlay import Order, Peer, measure
+from ansible.module_utils.netmend.underlay import Order, Peer, begin, fetch, measure
 
 DOCUMENTATION = r"""
 module: netmend_underlay
@@ -56,13 +56,23 @@ options:
     description:
       - The moment to send, in seconds since the epoch on this node's clock. All nodes have to be told the same moment,
         and must have begun by then.
-      - One that is more than four seconds ahead is not waited for, and named in RV(netmend_underlay.errors).
+      - One that is more than four seconds ahead is not waited for, and named in RV(netmend_underlay.errors), unless a
+        process of its own waits, as O(part) says.
     type: float
     required: true
   vni:
     description: A VXLAN network identifier that no device of any node has.
     type: int
     default: 16777215
+  part:
+    description:
+      - With V(whole), the call lasts until all was measured, so that it has to run on all nodes at the same time.
+      - With V(begin), it returns at once, and a process of its own measures at O(start), which may be up to five
+        minutes ahead then. A call with V(fetch) and the same options takes what came. So nodes may be called in any
+        number at a time. What was not taken stays in C(/run/netmend) until the next boot.
+    type: str
+    choices: [whole, begin, fetch]
+    default: whole
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -96,9 +106,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+begun:
+  description: There is something to be taken with O(part=fetch).
+  returned: with O(part=begin)
+  type: bool
 netmend_underlay:
   description: What this node saw of the round. Moments are seconds since the epoch on its clock.
-  returned: always
+  returned: unless O(part=begin)
   type: dict
   contains:
     node:
@@ -177,6 +191,7 @@ def argument_spec():
         "peers": {"type": "list", "elements": "dict", "required": True, "options": peer},
         "start": {"type": "float", "required": True},
         "vni": {"type": "int", "default": _VNIS - 1},
+        "part": {"type": "str", "choices": ["whole", "begin", "fetch"], "default": "whole"},
     }
 
 
@@ -187,7 +202,12 @@ def main():
         module.fail_json(msg=wrong)
     own, *peers = [Peer(each["node"], each["address"]) for each in (module.params, *module.params["peers"])]
     rest = {name: module.params[name] for name in ("run", "start", "vni")}
-    module.exit_json(changed=False, netmend_underlay=measure(Order(own=own, peers=peers, **rest)))
+    order = Order(own=own, peers=peers, **rest)
+    if module.params["part"] == "begin":
+        begin(order)
+        module.exit_json(changed=False, begun=True)
+    part = {"whole": measure, "fetch": fetch}[module.params["part"]]
+    module.exit_json(changed=False, netmend_underlay=part(order))
 
 
 def problem(params):

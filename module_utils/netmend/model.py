@@ -530,6 +530,30 @@ class Balancer(TypedDict):
 # --- diagnosis ------------------------------------------------------------------------------------------------------
 
 
+class Hop(TypedDict):
+    """A step of a simulated walk."""
+
+    node: str  # "a>b": between two nodes
+    place: str  # pod, host, nat, route, kernel, firewall, tunnel, network, answer
+    said: str  # a clause: the rule, the route, the device, the measurement
+    verdict: str  # passes, drops (nothing comes back), rejects (an error comes back), unknown
+
+
+class Walk(TypedDict):
+    """One way of a failing probe's packet by the gathered facts, up to the first hop that ends it."""
+
+    row: str
+    source: str  # node
+    to: str  # the destination, as in a Check
+    protocol: str
+    port: int
+    packet: str  # "10.42.1.5 to 10.42.2.7, tcp/8080"
+    hops: List[Hop]
+    says: str  # what is to be expected by the hops: arrives, drops, rejects, unknown
+    saw: str  # what the probe saw
+    agrees: Optional[bool]  # None: the facts do not tell
+
+
 class Remedy(TypedDict, total=False):
     role: str  # the role that mends it; "" = nothing here mends it by itself
     nodes: List[str]  # where it is to run

@@ -35,6 +35,7 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
+WHOLE, BEGIN = "whole", "begin"  # parts of netmend_underlay
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -80,20 +81,33 @@ def clocks(calls: Mapping[str, Call]) -> Dict[str, Clock]:
     return found
 
 
-def lead(calls: Iterable[Call], late: float = 0.0) -> float:
-    """Seconds from planning to the moment: as long as it took to have a module run on all nodes, and some more.
+class Lead(NamedTuple):
+    seconds: float  # from planning to the moment
+    part: str  # WHOLE: one call a node lasts until then; BEGIN: it only begins, and another takes what came
+
+
+def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> Lead:
+    """As long as it took to have a module run on all nodes, and some more; ``forks``: on how many at a time.
 
     Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
     busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
     could not be heard of it is unknown; ``late`` is by how much that happened in a round before. Nobody waits longer
-    than _LONGEST_WAIT, so that the whole call takes less than five seconds.
+    than _LONGEST_WAIT for one that is slow.
+
+    Calls that wait for each other must not wait for their turn, and not for long, as a whole call takes less than five
+    seconds: where there are more nodes than forks, or calls take long to start, they begin only.
     """
     calls = list(calls)
     if not calls:
-        return _UNMEASURED
+        return Lead(_UNMEASURED, WHOLE)
     starts = [call.received - call.sent - call.took for call in calls]
-    all_run = max(call.sent for call in calls) - min(call.sent for call in calls) + max(starts)
-    return min(max(all_run, _EARLIEST) + late, min(starts) + _LONGEST_WAIT)
+    starts = [min(start, min(starts) + _LONGEST_WAIT) for start in starts]
+    in_turn = len(calls) > forks
+    launched = sum(starts) / forks if in_turn else max(call.sent for call in calls) - min(call.sent for call in calls)
+    all_run = launched + max(starts) + late
+    if not in_turn and all_run <= _LONGEST_WAIT:
+        return Lead(max(all_run, _EARLIEST), WHOLE)
+    return Lead(all_run + _EARLIEST, BEGIN)
 
 
 def plan_round(
@@ -103,6 +117,7 @@ def plan_round(
     now: float,
     run: str,
     *,
+    forks: int,
     late: float = 0.0,
 ) -> Dict[str, Dict[str, object]]:
     """Node -> the arguments of its netmend_underlay. Without a call to tell the clock by, it is taken for the same.
@@ -112,7 +127,7 @@ def plan_round(
     """
     taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
     peers = sample.peers(sample.zones(taking.values()))
-    start, offsets = now + lead(calls.values(), late), clocks(calls)
+    (ahead, part), offsets = lead(calls.values(), forks, late), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}
     for name, node in taking.items():
@@ -122,8 +137,9 @@ def plan_round(
             "node": name,
             "address": node["internal_ip"],
             "peers": [{"node": peer, "address": taking[peer]["internal_ip"]} for peer in peers[name]],
-            "start": start + clock.offset,
+            "start": now + ahead + clock.offset,
             "vni": unused,
+            "part": part,
         }
     return planned
 

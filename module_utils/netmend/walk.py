@@ -118,6 +118,23 @@ def judge(iptables: Iptables, hook: str, packet: Packet, sets: Optional[Sets] = 
     return verdicts[0] if rulesets["nft"] else verdicts[1]
 
 
+class Translation(NamedTuple):
+    """What a rule makes of a packet's destination."""
+
+    destination: str  # "10.42.1.2:8080"
+    rule: Place
+
+
+def translations(ruleset: Ruleset, chain: str, packet: Packet, sets: Optional[Sets] = None) -> List[Translation]:
+    """All that one of nat's built-in chains may translate the packet's destination to; kube-proxy's rules draw lots."""
+    if chain not in ruleset.get("nat", {}):
+        return []
+    ends = _Walk(ruleset, packet, sets or {}).ends("nat", chain)
+    rules = ((end.verdict.rule, ruleset["nat"][end.verdict.rule.chain]["rules"]) for end in ends)
+    found = ((place, rules[place.number - 1]["target_options"]) for place, rules in rules if place.number)
+    return [Translation(options["to-destination"], place) for place, options in found if "to-destination" in options]
+
+
 # --- the walk itself ------------------------------------------------------------------------------------------------
 
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
@@ -168,6 +185,9 @@ class _Walk:
                 blocked += [end for end in ends if end.verdict.action != "accept"]
                 states = _merged(end.state for end in accepted)
         return _summed_up(blocked, accepted)
+
+    def ends(self, table: str, chain: str) -> List[_End]:
+        return self._builtin(table, chain, [_State(self.packet.mark)])
 
     def _builtin(self, table: str, name: str, states: List[_State]) -> List[_End]:
         chain = self.ruleset[table][name]

@@ -118,7 +118,7 @@
     const table = element("table", "");
     const head = table.createTHead().insertRow();
     for (const title of ["Probe", "Outcome", "Round trip"]) head.append(element("th", title, { scope: "col" }));
-    const body = table.createTBody();
+    const body = table.createTBody(), walks = [];
     for (const place of places) {
       const check = row.checks[place], outcome = matrix.outcomes[line.seen[place]], rtt = line.rtt_ms[place];
       const cells = body.insertRow();
@@ -131,9 +131,26 @@
       saw.append(element("small", [outcome.detail, expected].filter(Boolean).join("; ")));
       took.className = "num";
       took.append(rtt === null ? "–" : `${rtt} ms`);
+      const same = (walk) => ["to", "protocol", "port"].every((key) => walk[key] === check[key]);
+      const walk = data.walks[when].find((walk) => walk.row === name && walk.source === source && same(walk));
+      if (walk) walks.push(...hops(walk));
     }
     const from = line.pod ? `from pod ${line.pod}` : "from the host";
-    return [element("h4", [titles[when], from].filter(Boolean).join(", ")), table];
+    return [element("h4", [titles[when], from].filter(Boolean).join(", ")), table, ...walks];
+  }
+
+  // The way of a failing probe's packet, by what was gathered.
+  function hops(walk) {
+    const list = element("ol", "", { className: "hops" });
+    for (const hop of walk.hops) {
+      const item = element("li", "", { className: hop.verdict });
+      const sign = { drops: "✕ drops", rejects: "✕ rejects", unknown: "? not known" }[hop.verdict];
+      item.append(element("b", `${hop.node} ${hop.place}`), ...(sign ? [" ", element("span", sign)] : []));
+      item.append(element("small", hop.said));
+      list.append(item);
+    }
+    const seen = element("p", `Seen: ${walk.saw}, ${walk.agreement}.`, { className: walk.agrees === false ? "against" : "muted" });
+    return [element("h5", `The way of ${walk.packet}, by what was gathered`), list, seen];
   }
 
   function ends(cell) {

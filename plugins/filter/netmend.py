@@ -27,6 +27,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     restore,
 )
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
+from ansible.module_utils.netmend.diagnose.hops import walks  # noqa: E402
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402
 from ansible.module_utils.netmend.report import text  # noqa: E402
 from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402
@@ -87,13 +88,16 @@ def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_underlay_plan(names: Names, hostvars: Any) -> dict[str, Any]:
-    """Hosts -> node -> the arguments of netmend_underlay; empty for a single node."""
+def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> dict[str, Any]:
+    """Hosts, of which Ansible works on so many at a time -> node -> the arguments of netmend_underlay.
+
+    Empty for a single node.
+    """
     hosts = _hosts(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
     cluster = _stored(hosts, "netmend_facts")["cluster"]
     late = max((report["late"] for report in _underlay_reports(hosts)), default=0.0)
-    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run, late=late)
+    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run, forks=forks, late=late)
     return {node: order for node, order in orders.items() if order["peers"]}
 
 
@@ -105,13 +109,18 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     results = {result["node"]: result for result in found if result}
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
-    run = {**facts, "probes": probes, "results": results}
-    findings = diagnose({**run, "underlay": underlay} if underlay else run)
+    run = {**facts, "probes": probes, "results": results, **({"underlay": underlay} if underlay else {})}
+    findings = diagnose(run)
     passing = underlay["overlays"] if underlay else {}
     matrix = plan.summarise(probes, results)
     coverage = plan.coverage(probes, facts["cluster"])
     return report.judge(
-        matrix, findings, remove_foreign_rules=remove_foreign_rules, coverage=coverage, overlays=passing
+        matrix,
+        findings,
+        remove_foreign_rules=remove_foreign_rules,
+        coverage=coverage,
+        overlays=passing,
+        walks=walks(run, findings),
     )
 
 
@@ -142,9 +151,10 @@ def _underlay(hosts: Iterable[Any], members: list[str]) -> Any:
 
 
 def _underlay_reports(hosts: Iterable[Any]) -> Iterator[Any]:
-    """What each node's last netmend_underlay brought back."""
-    found = (host.get("netmend_underlay", {}).get("netmend_underlay") for host in hosts)
-    return (report for report in found if report)
+    """What each node's last netmend_underlay brought back, by one call or by two."""
+    answers = (host.get(name, {}) for host in hosts for name in ("netmend_underlay", "netmend_underlay_fetched"))
+    reports = (answer.get("netmend_underlay") for answer in answers)
+    return (report for report in reports if report)
 
 
 def _calls(hosts: Iterable[Any]) -> dict[str, overlays.Call]:

@@ -63,16 +63,16 @@ def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
 
 def test_all_nodes_get_one_moment_by_their_own_clocks(facts: dict[str, Any]) -> None:
     skewed = hostvars(host("a"), host("b", skew=-20.0), netmend_facts=facts)
-    orders = filters.netmend_underlay_plan(*skewed)
+    orders = filters.netmend_underlay_plan(*skewed, 25)
     assert set(orders) == {"a", "b"}
     assert orders["a"]["run"] == orders["b"]["run"] != ""
     assert orders["b"]["start"] - orders["a"]["start"] == pytest.approx(-20.0, abs=0.7)
-    assert filters.netmend_underlay_plan(*skewed)["a"]["run"] != orders["a"]["run"]
+    assert filters.netmend_underlay_plan(*skewed, 25)["a"]["run"] != orders["a"]["run"]
 
 
 def test_a_single_node_measures_nothing(facts: dict[str, Any]) -> None:
     alone = hostvars(host("a"), {"inventory_hostname": "b"}, netmend_facts=facts)
-    assert filters.netmend_underlay_plan(*alone) == {}
+    assert filters.netmend_underlay_plan(*alone, 25) == {}
 
 
 def test_a_diagnosis_says_which_overlays_can_work(
@@ -80,6 +80,7 @@ def test_a_diagnosis_says_which_overlays_can_work(
 ) -> None:
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
+    monkeypatch.setattr(filters, "walks", lambda run, findings: [])
     stored = {"netmend_facts": facts, "netmend_probes": {}}
     hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
@@ -87,6 +88,10 @@ def test_a_diagnosis_says_which_overlays_can_work(
     assert (judgement["overlays"]["ipip"]["verdict"], judgement["overlays"]["ipip"]["mtu"]) == ("works", 1430)
     assert runs[0]["underlay"]["overlays"] == judgement["overlays"]
     assert list(runs[0]["nodes"]) == list(ADDRESSES)
+
+    later = [{**each, "netmend_underlay": {"begun": True}, "netmend_underlay_fetched": each["netmend_underlay"]}
+             for each in hosts]  # fmt: skip
+    assert filters.netmend_diagnose(*hostvars(*later, **stored))["overlays"] == judgement["overlays"]
 
     hosts[1]["netmend_underlay"] = {"unreachable": True, "msg": "gone"}
     assert filters.netmend_diagnose(*hostvars(*hosts, **stored))["overlays"]["ipip"]["verdict"] == "unknown"

@@ -48,24 +48,42 @@ def test_no_clocks() -> None:
 
 def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=1.5)
-    assert lead([fast]) == pytest.approx(1.0)
-    assert lead([fast, slow]) == pytest.approx(1.7)
-    assert lead([fast, fast._replace(sent=100.8, received=102.5)]) == pytest.approx(1.5)
+    assert lead([fast], 25) == (pytest.approx(1.0), "whole")
+    assert lead([fast, slow], 25) == (pytest.approx(1.7), "whole")
+    assert lead([fast, fast._replace(sent=100.8, received=102.5)], 25) == (pytest.approx(1.5), "whole")
 
 
 def test_who_was_late_gets_as_much_more_time() -> None:
     fast = call(0.0, until_begun=0.5)
-    assert lead([fast], late=0.8) == pytest.approx(1.8)
-    assert lead([fast], late=60.0) == lead([fast], late=10.0)
+    assert lead([fast], 25, late=0.8) == (pytest.approx(1.5), "whole")
+    assert lead([fast], 25, late=3.0) == (pytest.approx(4.7), "begin")
 
 
 def test_nobody_waits_longer_than_the_call_may_take() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=60.0)
-    longest = lead([fast, slow]) - 0.7
-    assert longest == pytest.approx(3.0)
-    assert longest < LONGEST_WAIT
-    assert longest + WINDOW + GRACE < LONGEST_CALL
-    assert lead([]) < LONGEST_WAIT
+    assert lead([fast, slow], 25) == (pytest.approx(0.7 + 3.0 + 1.0), "begin")
+    longest = lead([fast, call(0.0, until_begun=2.8)], 25)
+    assert longest == (pytest.approx(3.0), "whole")
+    assert longest.seconds < LONGEST_WAIT
+    assert longest.seconds + WINDOW + GRACE < LONGEST_CALL
+    assert lead([], 25).seconds < LONGEST_WAIT
+
+
+def test_with_more_nodes_than_forks_calls_only_begin_and_the_moment_is_when_all_had_their_turn() -> None:
+    calls = [call(0.0, until_begun=0.5, back=0.5)] * 50  # each call takes a second beside what it does
+    assert lead(calls, 50).part == "whole"
+    assert lead(calls, 49).part == "begin"
+    assert lead(calls, 25) == (pytest.approx(50 / 25 + 1.0 + 1.0), "begin")
+    assert lead(calls, 5) == (pytest.approx(50 / 5 + 1.0 + 1.0), "begin")
+    slow = call(0.0, until_begun=60.0, back=0.5)
+    assert lead([*calls, slow], 25).seconds < 2 * lead(calls, 25).seconds
+
+
+def test_where_calls_take_long_to_start_they_only_begin() -> None:
+    calls = [call(0.0, sent=100.0 + number / 10) for number in range(50)]
+    assert lead(calls, 50) == (pytest.approx(4.9 + 1.0 + 1.0), "begin")
+    busy = [call(0.0, until_begun=4.0), call(0.0, until_begun=5.0)]
+    assert lead(busy, 25) == (pytest.approx(5.2 + 1.0), "begin")
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------
@@ -81,19 +99,19 @@ def members(names: Any) -> tuple[Any, Any]:
 def test_all_send_to_all_and_those_without_facts_do_not_take_part() -> None:
     nodes, cluster = members("abc")
     del nodes["c"]
-    orders = plan_round(nodes, cluster, {"a": call(0.0), "b": call(5.0)}, now=200.0, run="r")
+    orders = plan_round(nodes, cluster, {"a": call(0.0), "b": call(5.0)}, now=200.0, run="r", forks=25)
     assert {name: [peer["node"] for peer in order["peers"]] for name, order in orders.items()} == {
         "a": ["b"],
         "b": ["a"],
     }
-    assert orders["a"]["start"] == pytest.approx(200.0 + lead([call(0.0), call(5.0)]))
+    assert orders["a"]["start"] == pytest.approx(200.0 + lead([call(0.0), call(5.0)], 25).seconds)
     assert orders["b"]["start"] - orders["a"]["start"] == pytest.approx(5.0, abs=0.6)
     assert json.loads(json.dumps(orders)) == orders
 
 
 def test_in_a_large_cluster_each_sends_to_a_sample_that_sends_to_it() -> None:
     nodes, cluster = members(f"node{number:03}" for number in range(100))
-    orders = plan_round(nodes, cluster, {}, now=200.0, run="r")
+    orders = plan_round(nodes, cluster, {}, now=200.0, run="r", forks=25)
     pairs = {(name, peer["node"]) for name, order in orders.items() for peer in order["peers"]}
     assert {len(order["peers"]) for order in orders.values()} == {PEERS}
     assert pairs == {(two, one) for one, two in pairs}
@@ -105,7 +123,7 @@ def test_the_vni_is_one_that_no_node_has() -> None:
         {"kind": "vxlan", "info": {"external": True}},
         {"kind": "", "info": {}},
     ]
-    assert {order["vni"] for order in plan_round(nodes, cluster, {}, 0.0, "r").values()} == {(1 << 24) - 2}
+    assert {order["vni"] for order in plan_round(nodes, cluster, {}, 0.0, "r", forks=25).values()} == {(1 << 24) - 2}
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ GATEWAYS = {A: "10.9.1.1", B: "10.9.2.1"}
 DEVICE, MTU, VNI = "enp7s0", 1450, 0xFFFFFF
 MEASURE = """
 import json, sys
+from pathlib import PosixPath
 import ansible.module_utils
 ansible.module_utils.__path__.append("module_utils")
 from ansible.module_utils.netmend import underlay
@@ -37,7 +38,7 @@ reports = []
 for line in sys.stdin:
     order = json.loads(line)
     order.update(own=underlay.Peer(*order["own"]), peers=[underlay.Peer(*peer) for peer in order["peers"]])
-    reports.append(underlay.measure(underlay.Order(**order)))
+    reports.append(getattr(underlay, order.pop("part", "measure"))(underlay.Order(**order)))
 print(json.dumps(reports))
 """
 
@@ -76,7 +77,7 @@ def network() -> Iterator[None]:
 class Taking:
     """A node that takes part in rounds, one after the other, in a process of its own."""
 
-    def __init__(self, namespace: str, **settings: float) -> None:
+    def __init__(self, namespace: str, **settings: Any) -> None:
         code = MEASURE.replace("SETTINGS", repr(settings))
         command = ["ip", "netns", "exec", namespace, sys.executable, "-c", code]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True)
@@ -108,6 +109,16 @@ def take_round(run: str = "run", **sooner: float) -> dict[str, UnderlayReport]:
     for namespace, node in taking.items():
         node.begin(order(namespace, start - sooner.get(NAMES[namespace], 0.0), run))
     return {NAMES[namespace]: node.reports()[0] for namespace, node in taking.items()}
+
+
+def in_turn(part: str, start: float, state: Path, **settings: Any) -> dict[str, UnderlayReport]:
+    """What all nodes answer to a part of a round that each is called for when the one before it has answered."""
+    answers = {}
+    for namespace, name in NAMES.items():
+        node = Taking(namespace, STATE=state, **settings)
+        node.begin({**order(namespace, start), "part": part})
+        (answers[name],) = node.reports()
+    return answers
 
 
 def measured(**sooner: float) -> Underlay:
@@ -353,6 +364,23 @@ def test_who_sends_when_nobody_listens_any_more_says_nothing_about_the_network()
     assert {each["verdict"] for each in underlay["pairs"]["b>a"]["kinds"].values()} <= {"unknown", "passes", "sender"}
     assert underlay["pairs"]["b>a"]["kinds"]["udp-8472"]["verdict"] == "unknown"
     assert underlay["overlays"]["vxlan-8472"]["verdict"] == "unknown"
+
+
+def test_nodes_that_are_called_one_after_the_other_measure_at_one_moment(tmp_path: Path) -> None:
+    start = time.time() + 5
+    assert in_turn("begin", start, tmp_path) == {"a": None, "b": None}
+    assert time.time() < start, "the calls took too long to tell"
+    reports = in_turn("fetch", start, tmp_path)
+    assert {(report["late"], *report["errors"]) for report in reports.values()} == {(0.0,)}
+    underlay = evaluate(reports, {})
+    assert verdicts(underlay, "a>b") == verdicts(underlay, "b>a") == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_began_and_left_nothing_is_said(tmp_path: Path) -> None:
+    report = in_turn("fetch", time.time(), tmp_path, LONGEST_CALL=0.1)["a"]
+    assert report["errors"] == ["what began here left no report: No such file or directory"]
+    assert evaluate({"a": report}, {})["unknown"] == {"a": report["errors"][0]}
 
 
 def test_a_moment_that_is_far_off_is_not_waited_for() -> None:

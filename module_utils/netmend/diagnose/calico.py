@@ -1,21 +1,22 @@
 """Calico: its addresses, its routes to other nodes' pods, its pools, and what Flannel left or still does beside it.
 
 Calico's name for a node is the Kubernetes Node with annotations. Its routes come from BIRD, which learns them by BGP on
-TCP 179, or from Felix, which needs no BGP. BGP is judged by connections that are there: a probe of TCP 179 would end an
-established session, as a peer that restarts gracefully is known by its new connection (RFC 4724, section 4.2), and
-Calico's BIRD has graceful restart on (confd's bird.cfg.template).
+TCP 179, or from Felix, which needs no BGP. BGP is judged by connections that are there and by the underlay's SYNs,
+which make none: a probe that connects to TCP 179 would end an established session, as a peer that restarts gracefully
+is known by its new connection (RFC 4724, section 4.2), and Calico's BIRD has graceful restart on (confd's
+bird.cfg.template).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, FrozenSet, Iterator, List, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..model import Pod, Probe, Remedy
 from ..parse.k3s import CNI_CONF_DIR
-from .calico_view import BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
+from .calico_view import BGP_PORT, BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
 from .case import Case, contains, ids, is_private
-from .overlay import crossings, end_is_right
+from .overlay import crossings, end_is_right, measured
 from .path import Passage, Paths
 from .registry import CNI, FABRIC, FIREWALL, NODE, Suspicion, fault
 from .stops import Stop, describe, opening
@@ -170,19 +171,20 @@ def bgp_dropped_by_host(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 @fault("bgp-dropped-by-fabric", 8, "BGP (TCP 179) gets lost between the nodes: no routes to other nodes' pods", FABRIC)
 def bgp_dropped_by_fabric(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """SYNs that were measured to get lost on their way are certain; a connection that nothing answers is not."""
     view = view_of(case)
     for here, there in view.without_bgp(paths):
-        pings = case.pings(here, there)
-        if _stopped(case, paths, here, there) or not _silent(case, here, there):
+        pings, lost = case.pings(here, there), _lost(case, here, there)
+        if _stopped(case, paths, here, there) or not lost:
             continue
         yield Suspicion(
             where=f"{here}>{there}",
             evidence=[
-                f"{here}>{there}: the connection to TCP 179 is in SYN-SENT: nothing answers. "
-                f"{view.routes(here, paths)} {view.readiness()}{case.tally(pings)} pings between the two nodes passed."
+                f"{lost.evidence} {view.routes(here, paths)} {view.readiness()}"
+                f"{case.tally(pings)} pings between the two nodes passed."
             ],
             remedy=Remedy(role="", nodes=sorted([here, there]), text="Let TCP 179 pass between the nodes' addresses."),
-            confidence=0.75,
+            confidence=lost.confidence,
             explains=ids(view.lost(paths)[pair_of(here, there)]),
             ruled_out=[
                 NOT_IPIP,
@@ -238,7 +240,7 @@ def cluster_routes_twice(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def calico_routes_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """What is left of missing routes: whoever is to make them does not run, or its BGP session does not come about."""
     view = view_of(case)
-    named = {pair_of(*dial) for dial in view.without_bgp(paths) if _stopped(case, paths, *dial) or _silent(case, *dial)}
+    named = {pair_of(*dial) for dial in view.without_bgp(paths) if _stopped(case, paths, *dial) or _lost(case, *dial)}
     for here, there in view.unrouted(paths):
         makers, explains = view.makers(there), ids(view.lost(paths)[pair_of(here, there)])
         if makers == NOBODY or view.astray(here, there) or pair_of(here, there) in named:
@@ -430,6 +432,22 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def _stopped(case: Case, paths: Paths, here: str, there: str) -> bool:
     """Whether a firewall of the two stops BGP from here to there."""
     return any(paths.blocks(passage) for passage in view_of(case).dialling(here, there))
+
+
+class _Lost(NamedTuple):
+    evidence: str  # a sentence
+    confidence: float
+
+
+def _lost(case: Case, here: str, there: str) -> Optional[_Lost]:
+    """Whether what here sends to there's port of BGP gets lost: as measured at both ends, else as far as here sees."""
+    ends = {node: case.calico_address(node) for node in (here, there)}
+    seen = measured(case, ends, f"tcp-{BGP_PORT}")
+    if seen and seen.verdict == "fabric":
+        return _Lost(seen.sentence, 0.98)
+    if (seen and seen.answered) or not _silent(case, here, there):
+        return None
+    return _Lost(f"{here}>{there}: the connection to TCP 179 is in SYN-SENT: nothing answers.", 0.75)
 
 
 def _silent(case: Case, here: str, there: str) -> bool:

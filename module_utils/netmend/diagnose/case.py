@@ -58,7 +58,7 @@ class Case:
             if port.get("nodePort")
         }
         self.failed = [probe for probe in run["probes"] if not self.met(probe)]
-        self._routes: Dict[str, List[Tuple[int, int, Route]]] = {}  # by node: mask, network, route
+        self._routes: Dict[str, Dict[int, Dict[int, List[Route]]]] = {}  # by node, mask and network
         self._devices: Dict[Tuple[str, str], str] = {}
         self._backends: Dict[str, str] = {}
 
@@ -215,13 +215,13 @@ class Case:
                 for network in [_network(route["destination"])]
                 if network
             ]
-            # As numbers: on a few hundred nodes with as many routes each, this is what a diagnosis does most.
-            self._routes[node] = [
-                (int(network.netmask), int(network.network_address), route)
-                for network, route in sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"]))
-            ]
+            # By their numbers: on a few hundred nodes with as many routes each, this is what a diagnosis does most.
+            self._routes[node] = {}
+            for network, route in sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"])):
+                of_mask = self._routes[node].setdefault(int(network.netmask), {})
+                of_mask.setdefault(int(network.network_address), []).append(route)
         wanted = int(ipaddress.ip_address(address))
-        return [route for mask, network, route in self._routes[node] if wanted & mask == network]
+        return [route for mask, routes_of in self._routes[node].items() for route in routes_of.get(wanted & mask, ())]
 
     def tunnel_address(self, node: str, device: str) -> str:
         """The address that the node itself has in the overlay; its internal one where it has none."""

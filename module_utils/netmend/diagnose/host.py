@@ -24,7 +24,12 @@ def ip_forward_off(case: Case, paths: Paths) -> Iterator[Suspicion]:
         through = [
             probe
             for probe in case.run["probes"]
-            if any(p.node == node and p.hook == "FORWARD" and not p.packet.bridged for p in paths.passages(probe))
+            if any(
+                passage.node == node and passage.hook == "FORWARD" and not passage.packet.bridged
+                for flow in paths.flows(probe)
+                if node in (flow.source, flow.via, flow.end.node)  # a Service has as many flows as endpoints
+                for passage in paths.along(probe, flow)
+            )
         ]
         yield Suspicion(
             where=node,

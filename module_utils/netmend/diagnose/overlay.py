@@ -41,7 +41,7 @@ def clues(case: Case, paths: Paths, probes: List[Probe]) -> Iterator[str]:
     crossed = (flow.crosses for probe in probes for flow in paths.flows(probe) if flow.crosses)
     for here, there in dict.fromkeys(ends for one, two in crossed for ends in ((one, two), (two, one))):
         overlay = paths.overlay(here, there)
-        seen = _measured(case, here, there, overlay.kind, overlay.port) if overlay else None
+        seen = measured_tunnel(case, here, there, overlay.kind, overlay.port) if overlay else None
         if seen and seen.verdict != "passes":
             yield seen.sentence
 
@@ -72,7 +72,7 @@ def _dropped_by_host(case: Case, paths: Paths, kind: str) -> Iterator[Suspicion]
 
 def _fabric_ruled_out(case: Case, stop: Stop, kind: str) -> str:
     for peer in stop.peers:
-        seen = _measured(case, peer, stop.node, kind, stop.passage.packet.dport)
+        seen = measured_tunnel(case, peer, stop.node, kind, stop.passage.packet.dport)
         if seen and seen.verdict == "host":
             return f"The fabric: {seen.sentence}"
     return "The fabric: the node's own rules stop what arrives, whatever else does."
@@ -90,7 +90,7 @@ def _dropped_by_fabric(case: Case, paths: Paths, kind: str) -> Iterator[Suspicio
         if not overlay or overlay.kind != kind or not all(map(case.dropped, probes)):
             continue
         both = ((here, there), (there, here))
-        seen = [_measured(case, *ends, kind, overlay.port) for ends in both]
+        seen = [measured_tunnel(case, *ends, kind, overlay.port) for ends in both]
         lost = [each.sentence for each in seen if each and each.verdict == "fabric"]
         arrives = all(each and each.verdict in ("passes", "host", "sender") for each in seen)
         astray = kind == "ipip" and not all(at_internal_ip(case, end) for end in (here, there))
@@ -165,22 +165,30 @@ def _other_ways(case: Case, name: str) -> str:
     )
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     verdict: str
     sentence: str
+    answered: int
 
 
-def _measured(case: Case, here: str, there: str, kind: str, port: int) -> Optional[_Seen]:
-    """What became of such packets, measured at both ends; None where it is not known, or of other addresses."""
-    underlay = case.run.get("underlay")
+def measured_tunnel(case: Case, here: str, there: str, kind: str, port: int) -> Optional[Seen]:
+    """What became of a tunnel's packets."""
     ends = {node: case.underlay_address(node, kind) for node in (here, there)}
+    return measured(case, ends, f"udp-{port}" if kind == "vxlan" else kind)
+
+
+def measured(case: Case, ends: Dict[str, str], packets: str) -> Optional[Seen]:
+    """What became of such packets from the first node to the second, whose addresses ``ends`` has, measured at both
+    ends; None where it is not known, or of other addresses."""
+    underlay, (here, there) = case.run.get("underlay"), ends
     if not underlay or any(underlay["addresses"].get(node) != address for node, address in ends.items()):
         return None
-    packets = f"udp-{port}" if kind == "vxlan" else kind
     pair = underlay["pairs"].get(f"{here}>{there}")
-    if not pair or packets not in pair["kinds"] or pair["kinds"][packets]["verdict"] == "unknown":
+    crossing = pair["kinds"].get(packets) if pair else None
+    if not crossing or crossing["verdict"] == "unknown":
         return None
-    return _Seen(pair["kinds"][packets]["verdict"], overlays.sentence(underlay["pairs"], here, there, packets))
+    sentence = overlays.sentence(underlay["pairs"], here, there, packets)
+    return Seen(crossing["verdict"], sentence, crossing["answered"])
 
 
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:

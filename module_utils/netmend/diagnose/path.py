@@ -13,6 +13,7 @@ from .case import Case, Endpoint
 
 MASQUERADE_MARK = 0x4000  # what kube-proxy sets on what comes by a NodePort
 VXLAN_PORT = 8472  # Linux's own default, which Flannel keeps
+LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}
 
 
 class Overlay(NamedTuple):
@@ -59,6 +60,8 @@ class Paths:
         self.case = case
         self._flows: Dict[str, List[Flow]] = {}
         self._passages: Dict[str, List[Passage]] = {}
+        self._overlays: Dict[Tuple[str, str], Optional[Overlay]] = {}
+        self._tunnels: Dict[Tuple[str, str], List[Passage]] = {}
         self._blocks: Dict[Passage, List[Block]] = {}
         self._proven: Optional[Set[Passage]] = None
 
@@ -84,12 +87,15 @@ class Paths:
         here = "PREROUTING" if probe.get("source_pod") else "OUTPUT"
         return {(flow.via, here if flow.via == flow.source else "PREROUTING") for flow in self.flows(probe)}
 
+    def along(self, probe: Probe, flow: Flow) -> List[Passage]:
+        """Those of one flow, on the nodes whose facts are known."""
+        return [passage for passage in self._along(probe, flow) if passage.node in self.case.nodes]
+
     def passages(self, probe: Probe) -> List[Passage]:
         """On the nodes whose facts are known."""
         if probe["id"] not in self._passages:
-            found = (passage for flow in self.flows(probe) for passage in self._along(probe, flow))
-            known = dict.fromkeys(passage for passage in found if passage.node in self.case.nodes)
-            self._passages[probe["id"]] = list(known)
+            found = (passage for flow in self.flows(probe) for passage in self.along(probe, flow))
+            self._passages[probe["id"]] = list(dict.fromkeys(found))
         return self._passages[probe["id"]]
 
     def blocks(self, passage: Passage) -> List[Block]:
@@ -110,6 +116,11 @@ class Paths:
 
     def overlay(self, node: str, peer: str) -> Optional[Overlay]:
         """How the node reaches the peer's pods: by the route to one of them."""
+        if (node, peer) not in self._overlays:
+            self._overlays[node, peer] = self._overlay(node, peer)
+        return self._overlays[node, peer]
+
+    def _overlay(self, node: str, peer: str) -> Optional[Overlay]:
         if node not in self.case.nodes or peer not in self.case.members:
             return None
         address = self.case.pod_address(peer)
@@ -121,13 +132,16 @@ class Paths:
 
     def tunnel(self, here: str, there: str) -> List[Passage]:
         """What a connection between the two nodes' pods takes of their firewalls: both directions at both ends."""
-        return [passage for end in ((here, there), (there, here)) for passage in self._tunnel_end(*end)]
+        ends = (here, there)
+        if ends not in self._tunnels:
+            self._tunnels[ends] = [passage for end in (ends, ends[::-1]) for passage in self._tunnel_end(*end)]
+        return self._tunnels[ends]
 
     # --- the hooks of one flow ---
 
     def _along(self, probe: Probe, flow: Flow) -> Iterator[Passage]:
         source, pod, via, end = flow
-        protocol = _LAYER4.get(probe["protocol"], "tcp")
+        protocol = LAYER4.get(probe["protocol"], "tcp")
         by_node_port, translated = self.case.by_node_port(probe), bool(self.translators(probe))
         states = ("NEW", "DNAT") if translated else ("NEW",)
         mark = MASQUERADE_MARK if by_node_port else 0
@@ -209,6 +223,3 @@ def _answer(packet: Packet) -> Packet:
         mark=0,
         icmp_type="0",
     )
-
-
-_LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}

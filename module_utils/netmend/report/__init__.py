@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, TypedDict
 
 from ..diagnose.registry import is_gate
-from ..model import ClusterFacts, Coverage, Finding, Matrix, OverlayVerdict, Point, Remedy
+from ..model import ClusterFacts, Coverage, Finding, Matrix, OverlayVerdict, Point, Remedy, Walk
 
 SCHEMA = 1  # of docs/report.schema.json; another number where a reader of the old shape would go wrong
 
@@ -35,6 +35,7 @@ class Judgement(TypedDict):
     coverage: Optional[Coverage]
     checklist: List[Point]  # empty: nothing is asked for
     overlays: Dict[str, OverlayVerdict]  # what can carry pods' packets between all nodes; empty: not measured
+    walks: List[Walk]  # of failing probes, those of the findings first
 
 
 class Change(TypedDict):
@@ -92,6 +93,7 @@ def judge(
     remove_foreign_rules: bool = False,
     coverage: Optional[Coverage] = None,
     overlays: Optional[Mapping[str, OverlayVerdict]] = None,
+    walks: Sequence[Walk] = (),
 ) -> Judgement:
     """A measurement's matrix and findings -> what they ask for.
 
@@ -118,6 +120,7 @@ def judge(
         "coverage": coverage,
         "checklist": [],
         "overlays": dict(overlays or {}),
+        "walks": list(walks),
     }
 
 

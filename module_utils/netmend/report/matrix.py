@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..loss import Tally, interval, wilson
-from ..model import Check, Matrix, Outcome, Row
+from ..model import Check, Matrix, Outcome, Row, Walk
 
 Pair = Tuple[str, str]  # source node, destination
 
@@ -69,7 +69,7 @@ def destinations(row: Row) -> List[str]:
     return list(dict.fromkeys(check["to"] for check in row["checks"]))
 
 
-def asked(check: Check) -> str:
+def asked(check: Union[Check, Walk]) -> str:
     """What a probe asks, in a word: "tcp/10250", "icmp"."""
     return f"{check['protocol']}/{check['port']}" if check["protocol"] in ("tcp", "udp") else check["protocol"]
 

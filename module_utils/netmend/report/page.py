@@ -10,7 +10,7 @@ from ..overlays import TITLES
 from . import Judgement, Report
 from .changes import Same, gathered
 from .matrix import MEANINGS, losses, sentences
-from .text import sampled
+from .text import agreement, sampled
 from .topology import Picture, picture
 
 SENTENCES = 20  # of one row
@@ -60,13 +60,23 @@ def context(report: Report) -> Dict[str, Any]:
         "left": {finding["fault"] for finding in now["findings"]},
         "changes": changes,
         "seconds": sum(phase["seconds"] for phase in report["phases"]),
-        "data": embedded({"before": before["matrix"] if before else None, "now": now["matrix"]}),
+        "data": embedded(
+            {
+                "before": before["matrix"] if before else None,
+                "now": now["matrix"],
+                "walks": {key: _walks(judgement) for key, _, judgement in judgements if judgement},
+            }
+        ),
     }
 
 
 def embedded(data: Any) -> str:
     """JSON that may stand in a script element: nothing in it can end the element or open a comment."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _walks(judgement: Judgement) -> List[Dict[str, Any]]:
+    return [{**walk, "agreement": agreement(walk)} for walk in judgement["walks"]]
 
 
 def _failing(judgement: Judgement) -> Dict[str, List[str]]:

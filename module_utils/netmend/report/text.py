@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, Iterator, List, Optional
 
-from ..model import Coverage, Matrix, OverlayVerdict, Point, Remedy
+from ..model import Coverage, Matrix, OverlayVerdict, Point, Remedy, Walk
 from ..overlays import passing
 from . import Change, Judgement, Named, Report
-from .matrix import Seen, cells, destinations, losses, named, sentences
+from .matrix import Seen, asked, cells, destinations, losses, named, sentences
 
 COLUMNS = 6  # destinations that fit side by side; what fails of more is told of in sentences
 SOURCES = 12  # the same below each other
 SENTENCES = 12  # of one row
 OTHERS = 4  # nodes in such a sentence
 PLACES = 12  # of a finding
+WALKS = 3  # the page and report.json have more
+AGREEMENT = {
+    True: "as by these hops",
+    False: "AGAINST what these hops say: {says}",
+    None: "which these hops can neither confirm nor deny",
+}
 
 
 def measured(judgement: Judgement) -> str:
@@ -24,7 +30,7 @@ def measured(judgement: Judgement) -> str:
     lost = losses(judgement["matrix"])
     lines += ["", "Lost now and then", *(f"  {path}" for path in lost)] if lost else []
     lines += _overlay_lines(judgement["overlays"]) if judgement["findings"] else []
-    return "\n".join([*lines, "", *_finding_lines(judgement["findings"])])
+    return "\n".join([*lines, "", *_finding_lines(judgement["findings"]), *_walk_lines(judgement["walks"])])
 
 
 def render(whole: Report) -> str:
@@ -112,6 +118,23 @@ def _finding_lines(findings: List[Named]) -> List[str]:
         lines += [f"       not:    {sentence}" for sentence in finding["ruled_out"]]
         lines.append(f"       remedy: {remedy(finding['remedy'])}")
     return lines
+
+
+def _walk_lines(walks: List[Walk]) -> List[str]:
+    lines = ["", "The way of a failing packet, by what was gathered"] if walks else []
+    for walk in walks[:WALKS]:
+        lines.append(f"  {walk['row']} {walk['source']} to {walk['to']} ({asked(walk)}): {walk['packet']}")
+        width = max(len(hop["node"]) for hop in walk["hops"])
+        for hop in walk["hops"]:
+            verdict = "" if hop["verdict"] == "passes" else f"{hop['verdict'].upper()}: "
+            lines.append(f"      {hop['node']:<{width}}  {hop['place']:<8}  {verdict}{hop['said']}")
+        lines.append(f"      seen: {walk['saw']}, {agreement(walk)}")
+    return lines
+
+
+def agreement(walk: Walk) -> str:
+    """How what was seen compares with the hops."""
+    return AGREEMENT[walk["agrees"]].format(says=walk["says"])
 
 
 def remedy(of: Remedy) -> str:

@@ -133,3 +133,34 @@ def test_a_firewall_and_the_fabric_are_both_named_where_both_drop(captured, meas
 def test_a_healthy_cluster_with_a_fabric_that_would_drop_another_overlay(flannel, measured):
     measured(flannel, lost=[(here, there, "ipip") for here, there in bench_pairs("agent0")])
     assert diagnose(flannel.run) == []
+
+
+@pytest.fixture
+def without_bgp(captured):
+    """BGP alone is to make the routes, and agent1, which dials agent0, has none to there."""
+    bench = captured("swapped-clean")
+    bench.run_calico(backend="bird", felix="Disabled")
+    bench.unroute("agent1", "agent0")
+    bench.failed = bench.fail(bench.between("agent0", "agent1"))
+    return bench
+
+
+def test_syns_that_are_measured_to_be_lost_are_what_bgp_lacks(without_bgp, measured):
+    measured(without_bgp, lost=[("agent1", "agent0", "tcp-179")])
+    (finding,) = diagnose(without_bgp.run)
+    assert (finding["fault"], finding["where"], finding["confidence"]) == (
+        "bgp-dropped-by-fabric", ["agent1>agent0"], 0.98,
+    )  # fmt: skip
+    assert finding["evidence"][0].startswith("agent1>agent0: 0 of 5 TCP 179 packets arrived at agent0's enp7s0, where ")
+    assert set(finding["explains"]) == set(without_bgp.failed)
+
+
+@pytest.mark.parametrize(("answered", "fault"), [(5, "calico-routes-missing"), (0, "bgp-dropped-by-fabric")])
+def test_a_port_of_bgp_that_answers_is_not_dropped_whatever_the_connection_says(without_bgp, measured, answered, fault):
+    addresses = {node["name"]: node["internal_ip"] for node in without_bgp.members}
+    without_bgp.node("agent1")["bgp"] = [{"own": addresses["agent1"], "peer": addresses["agent0"], "state": "SYN-SENT"}]
+    measured(without_bgp)
+    without_bgp.run["underlay"]["pairs"]["agent1>agent0"]["kinds"]["tcp-179"]["answered"] = answered
+    (finding,) = diagnose(without_bgp.run)
+    assert finding["fault"] == fault
+    assert finding["confidence"] < 0.8

@@ -104,9 +104,24 @@ def measured(
         if lost:
             seen.update(attempts=20, failed=lost(probe))
         results[probe["source_node"]]["observations"].append(seen)
-    failed = [probe["id"] for probe in probes if fails and fails(probe)]
-    explained: Any = [{**finding, "explains": failed} for finding in findings]
-    return judge(plan.summarise(probes, results), explained, overlays=OVERLAYS if count > 1 else {})
+    failed = [probe for probe in probes if fails and fails(probe)]
+    explained: Any = [{**finding, "explains": [probe["id"] for probe in failed]} for finding in findings]
+    walks = [walk(probe) for probe in failed if explained and probe["protocol"] != "mtu"]
+    return judge(plan.summarise(probes, results), explained, overlays=OVERLAYS if count > 1 else {}, walks=walks)
+
+
+def walk(probe: Any) -> Any:
+    """Of a packet that the destination's own firewall drops, or, where it is a ping, that should arrive."""
+    source, to = probe["source_node"], plan.destination(probe)
+    route = f"{probe['address']} by 10.42.0.0/16 dev flannel.1 (vxlan)"
+    end = {"node": to, "place": "firewall", "said": "INPUT: nft filter INPUT policy DROP", "verdict": "drops"}
+    drops = probe["protocol"] != "icmp"
+    return {
+        "row": probe["row"], "source": source, "to": to, "protocol": probe["protocol"], "port": probe.get("port", 0),
+        "packet": f"10.42.0.6 to {probe['address']}, {probe['protocol']}/{probe.get('port', 0)}",
+        "hops": [{"node": source, "place": "route", "said": route, "verdict": "passes"}, *([end] if drops else [])],
+        "says": "drops" if drops else "arrives", "saw": "timeout", "agrees": drops,
+    }  # fmt: skip
 
 
 def finding(where: list[str], fault: str = "vxlan-dropped-by-host", **remedy: Any) -> Any:

@@ -137,6 +137,20 @@ def test_a_click_opens_too_and_says_which_pod(browser: Chrome, show: Open) -> No
     assert not one(browser, "#details").is_displayed()
 
 
+def test_a_failing_cell_has_the_hops_of_its_packet_and_says_whether_they_agree(browser: Chrome, show: Open) -> None:
+    show(MENDED)
+    one(browser, "td.bad").click()
+    assert [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#details .hops li")] == [
+        "k3s-master-01 route\n10.42.2.5 by 10.42.0.0/16 dev flannel.1 (vxlan)",
+        "k3s-worker-002 firewall ✕ drops\nINPUT: nft filter INPUT policy DROP",
+    ]
+    assert "Seen: timeout, as by these hops." in one(browser, "#details").text
+    hostile = [{**walk, "agrees": False, "saw": HOSTILE} for walk in MENDED["before"]["walks"]]
+    show({**MENDED, "before": {**MENDED["before"], "walks": hostile}})
+    one(browser, "td.bad").click()
+    assert f"Seen: {HOSTILE}, AGAINST what these hops say: drops." in one(browser, "#details .against").text
+
+
 def test_before_and_after(browser: Chrome, show: Open) -> None:
     show(MENDED)
 

@@ -46,6 +46,21 @@ def test_overlays_are_named_where_one_does_not_pass() -> None:
     assert "Overlays" not in text.measured(sample.measured(3))
 
 
+def test_the_way_of_a_failing_packet_is_told_with_what_was_seen() -> None:
+    sick = sample.measured(3, sample.overlay_to("k3s-worker-002"), [sample.finding(["k3s-worker-002"])])
+    shown = text.measured(sick)
+    assert (
+        "\n  host-pod k3s-master-01 to k3s-worker-002 (tcp/8080): 10.42.0.6 to 10.42.2.5, tcp/8080"
+        "\n      k3s-master-01   route     10.42.2.5 by 10.42.0.0/16 dev flannel.1 (vxlan)"
+        "\n      k3s-worker-002  firewall  DROPS: INPUT: nft filter INPUT policy DROP"
+        "\n      seen: timeout, as by these hops"
+    ) in shown
+    assert shown.count("seen: timeout") == text.WALKS < len(sick["walks"])
+    for agrees, words in ((False, "AGAINST what these hops say: drops"), (None, "can neither confirm nor deny")):
+        assert words in text.measured({**sick, "walks": [{**sick["walks"][0], "agrees": agrees}]})
+    assert "The way of" not in text.measured(HEALTHY)
+
+
 def test_a_sample_says_how_sure_it_is() -> None:
     assert "A sample" not in text.measured({**HEALTHY, "coverage": {"peers": 2, "others": 2}})
     said = text.measured({**HEALTHY, "coverage": {"peers": 8, "others": 199}})
