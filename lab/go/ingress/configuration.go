@@ -340,9 +340,9 @@ func portName(port networking.ServiceBackendPort) string {
 
 func key(ingress *networking.Ingress) string { return ingress.Namespace + "/" + ingress.Name }
 
-// quote for nginx; the API lets no path have what would end a string there, but for these.
+// quote for nginx.
 func quote(text string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`).Replace(text) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
 }
 
 const head = `worker_processes 1;
