@@ -12,8 +12,10 @@ Labels = Dict[str, str]
 # By it the DaemonSet's pods are told from those of a Deployment that has all other labels, too.
 OWN = {"app.kubernetes.io/managed-by": "netmend"}
 LABELS = {"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller"}
+CONTROLLERS = ("DaemonSet", "Deployment")
 # What it listens on, on the nodes' own network: clients, and the probe of its health.
 PORTS = (80, 443, 10254)
+WEBHOOK_PORT = 8443
 SERVICELB = "svccontroller.k3s.cattle.io/svcname"  # the label of K3s's servicelb on its pods: whose ports they hold
 
 
@@ -27,6 +29,7 @@ class Wanted(NamedTuple):
     ingress_class: str
     controller_class: str
     node_ports: Sequence[int]
+    webhook: bool
 
 
 class Plan(NamedTuple):
@@ -39,23 +42,25 @@ class Plan(NamedTuple):
     labels: Labels  # its pods', with all that Services which serve the Deployments ask for
     service_selector: Labels  # the DaemonSet's pods alone
     replaces: List[Object]  # Deployments of the controller, which go when the DaemonSet serves
+    webhooks: List[Object]  # configurations by which the API server asks a controller that will not answer
     room: int  # nodes on which its pods can start before these have gone
 
 
 def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[Object], wanted: Wanted) -> Plan:
-    """`live` are the namespace's DaemonSets, Deployments and Services as the API has them."""
+    """`live` are the namespace's DaemonSets, Deployments and Services as the API has them, and all webhooks."""
     replaced = [item["metadata"]["name"] for item in live if item["kind"] == "Deployment" and _is_controller(item)]
     owners = {f"DaemonSet/{wanted.name}", *(f"Deployment/{name}" for name in replaced)}
     own = [pod for pod in cluster["pods"] if pod["namespace"] == wanted.namespace and pod["owner"] in owners]
     places = _places(cluster, wanted)
     taken = {pod["node"] for pod in own if pod["host_network"] and pod["owner"].startswith("Deployment/")}
+    ports = (*PORTS, WEBHOOK_PORT) if wanted.webhook else PORTS
     selector = _selector(live, wanted)
     labels = {**LABELS, **_asked_for(live), **OWN, **selector}
     return Plan(
         refusals=[
             *_unknown(cluster, places, wanted),
-            *_host_ports(cluster, places, own),
-            *_listening(nodes, places, own),
+            *_host_ports(cluster, places, own, ports),
+            *_listening(nodes, places, own, ports),
             *_node_ports(cluster, wanted),
             *_other_class(cluster, wanted),
             *_no_room(places, taken, replaced),
@@ -69,6 +74,7 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": wanted.namespace, "name": name}}
             for name in replaced
         ],
+        webhooks=[] if wanted.webhook else [item for item in live if _asks(item, wanted)],
         room=len(set(places) - taken),
     )
 
@@ -76,6 +82,12 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
 def _is_controller(item: Object) -> bool:
     labels = item["spec"]["template"]["metadata"].get("labels", {})
     return all(labels.get(key, value) == value for key, value in LABELS.items()) and "app.kubernetes.io/name" in labels
+
+
+def _asks(item: Object, wanted: Wanted) -> bool:
+    """Whether it is a webhook configuration of a Service in the namespace."""
+    calls = [each["clientConfig"].get("service", {}) for each in item.get("webhooks", [])]
+    return any(service.get("namespace") == wanted.namespace for service in calls)
 
 
 def _selector(live: Sequence[Object], wanted: Wanted) -> Labels:
@@ -87,11 +99,11 @@ def _selector(live: Sequence[Object], wanted: Wanted) -> Labels:
 
 def _asked_for(live: Sequence[Object]) -> Labels:
     """What Services ask of the pods of a controller that is there."""
-    pods = [item["spec"]["template"]["metadata"].get("labels", {}) for item in live if item["kind"] != "Service"]
+    pods = [item["spec"]["template"]["metadata"].get("labels", {}) for item in live if item["kind"] in CONTROLLERS]
     found: Labels = {}
     for item in live:
-        selector = item["spec"].get("selector") or {}
-        if item["kind"] == "Service" and any(selector.items() <= labels.items() for labels in pods):
+        selector = item["spec"].get("selector") if item["kind"] == "Service" else None
+        if selector and any(selector.items() <= labels.items() for labels in pods):
             found.update(selector)
     return found
 
@@ -120,14 +132,16 @@ def _unknown(cluster: ClusterFacts, places: Sequence[str], wanted: Wanted) -> It
             yield f"ingress_nginx_nodes has {name}, which is no node of the cluster; there are {', '.join(known)}."
 
 
-def _host_ports(cluster: ClusterFacts, places: Sequence[str], own: Sequence[Pod]) -> Iterator[str]:
+def _host_ports(
+    cluster: ClusterFacts, places: Sequence[str], own: Sequence[Pod], ports: Sequence[int]
+) -> Iterator[str]:
     """Ports of the nodes that other pods hold; servicelb's are in no list of sockets."""
     held: Dict[Tuple[str, str, str], List[Tuple[str, int]]] = {}
     for pod in cluster["pods"]:
-        ports = [port["hostPort"] for port in pod["ports"] if port["hostPort"] in PORTS and port["protocol"] == "TCP"]
-        if ports and pod["node"] in places and pod not in own and pod["phase"] in ("Pending", "Running"):
+        its = [port["hostPort"] for port in pod["ports"] if port["hostPort"] in ports and port["protocol"] == "TCP"]
+        if its and pod["node"] in places and pod not in own and pod["phase"] in ("Pending", "Running"):
             who = pod["namespace"], pod["owner"] or f"Pod/{pod['name']}", pod["labels"].get(SERVICELB, "")
-            held.setdefault(who, []).extend((pod["node"], port) for port in ports)
+            held.setdefault(who, []).extend((pod["node"], port) for port in its)
     for (namespace, owner, service), found in sorted(held.items()):
         on = ", ".join(sorted({node for node, _ in found}))
         numbers = " and ".join(str(port) for port in sorted({port for _, port in found}))
@@ -143,13 +157,15 @@ def _way_out(service: str) -> str:
     )
 
 
-def _listening(nodes: Mapping[str, NodeFacts], places: Sequence[str], own: Sequence[Pod]) -> Iterator[str]:
+def _listening(
+    nodes: Mapping[str, NodeFacts], places: Sequence[str], own: Sequence[Pod], ports: Sequence[int]
+) -> Iterator[str]:
     """Processes on the ports; on a node with the controller they are its own."""
     served = {pod["node"] for pod in own if pod["host_network"]}
     for name in places:
         sockets = nodes[name]["sockets"] if name in nodes and name not in served else []
         for socket in sockets:
-            if socket["protocol"] == "tcp" and socket["port"] in PORTS:
+            if socket["protocol"] == "tcp" and socket["port"] in ports:
                 who = socket["process"] or "a process"
                 yield f"{who} listens on {socket['address']}:{socket['port']} of {name}: end it, or leave the node out."
 

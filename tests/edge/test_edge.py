@@ -19,6 +19,7 @@ from lab.spec import Lab
 HOST = "platform-api.keybuzz.io"
 APPLICATION = "--namespace=keybuzz deployment/keybuzz-api"
 CONTROLLER = "--namespace=ingress-nginx daemonset/ingress-nginx-controller"
+QUICK = ("-e", "ingress_nginx_drain_seconds=10", "-e", "ingress_nginx_ready_seconds=5")
 WITHIN = 60  # seconds for what a controller or a balancer is to notice
 
 ASK = """
@@ -194,7 +195,7 @@ def test_a_second_run_changes_nothing(playbooks: Playbooks) -> None:
 def test_an_update_takes_one_node_after_the_other_and_loses_no_request(lab: Lab, playbooks: Playbooks) -> None:
     before = pods(lab)
     with load_at_edge(lab) as clients:
-        run = converge(playbooks, "-e", "ingress_nginx_drain_seconds=10", "-e", "ingress_nginx_ready_seconds=5")
+        run = converge(playbooks, *QUICK)
     assert run.code == 0, run.output
     assert not pods(lab) & before
     assert_nothing_lost(clients, 500)
@@ -210,6 +211,22 @@ def test_what_holds_the_ports_is_named_and_nothing_is_changed(lab: Lab, playbook
     assert run.code != 0
     assert f"listens on 0.0.0.0:80 of {server.name}" in run.output
     assert run.changed == 0
+
+
+def test_with_the_webhook_a_path_is_served_for_one_ingress_only(lab: Lab, playbooks: Playbooks) -> None:
+    taken = json.loads(kubectl(lab, "get ingress --namespace=keybuzz keybuzz-api -o json"))
+    taken["metadata"] = {"namespace": "keybuzz", "name": "taken"}
+    run = converge(playbooks, "-e", "ingress_nginx_webhook=true", *QUICK)
+    assert run.code == 0, run.output
+    try:
+        again = converge(playbooks, "-e", "ingress_nginx_webhook=true", *QUICK)
+        assert (again.code, again.changed) == (0, 0), again.output
+        with pytest.raises(cluster.ClusterError, match="is already defined in ingress keybuzz/keybuzz-api"):
+            kubectl(lab, "create --dry-run=server -f -", text=json.dumps(taken))
+    finally:
+        run = converge(playbooks, *QUICK)
+    assert run.code == 0, run.output
+    kubectl(lab, "create --dry-run=server -f -", text=json.dumps(taken))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from ansible.module_utils.netmend.ingress_nginx import LABELS, OWN, Plan, Wanted, plan
 
 NAMESPACE, NAME = "ingress-nginx", "ingress-nginx-controller"
-WANTED = Wanted(NAMESPACE, NAME, [], {"ingress-nginx": "true"}, "nginx", "k8s.io/ingress-nginx", [31695, 32720])
+WANTED = Wanted(NAMESPACE, NAME, [], {"ingress-nginx": "true"}, "nginx", "k8s.io/ingress-nginx", [31695, 32720], False)
 HELM = {**LABELS, "app.kubernetes.io/instance": "edge"}
 
 
@@ -85,6 +85,17 @@ def test_a_deployments_pods_and_the_new_ones_are_behind_the_same_service_until_o
     # What only the new ones have: neither the selector of the DaemonSet nor the Service's meets the Deployment's pods.
     for selector in (seen.selector, seen.service_selector):
         assert not selector.items() <= {**HELM, "more": "x"}.items()
+
+
+def test_a_webhook_that_nobody_will_answer_goes(cluster: Cluster) -> None:
+    def webhook(name: str, **client: Any) -> dict[str, Any]:
+        calls = [{"clientConfig": client}]
+        return {"kind": "ValidatingWebhookConfiguration", "metadata": {"name": name}, "webhooks": calls}
+
+    ours = webhook("ingress-nginx-admission", service={"namespace": NAMESPACE, "name": "controller-admission"})
+    cluster.live += [ours, webhook("other", service={"namespace": "other"}), webhook("outside", url="https://example.org")]
+    assert cluster.plan().webhooks == [ours]
+    assert cluster.plan(webhook=True).webhooks == []
 
 
 def test_a_daemonset_that_is_there_keeps_its_selector(cluster: Cluster) -> None:

@@ -200,6 +200,30 @@ func TestOfTwoIngressesForOnePathTheOlderOneHasIt(t *testing.T) {
 	}
 }
 
+func TestAnIngressThatTakesAnothersPathIsNotAdmitted(t *testing.T) {
+	w, o := served(t), usual(t)
+	other := w.ingresses[0].DeepCopy()
+	if err := w.admits(o, other); err != nil {
+		t.Error("itself", err)
+	}
+	other.Name = "other"
+	err := w.admits(o, other)
+	if err == nil || err.Error() != `host "api.example.org" and path "/" is already defined in ingress keybuzz/api` {
+		t.Error(err)
+	}
+	for what, change := range map[string]func(*networking.Ingress){
+		"another path":  func(i *networking.Ingress) { i.Spec.Rules[0].HTTP.Paths[0].Path = "/v1" },
+		"another host":  func(i *networking.Ingress) { i.Spec.Rules[0].Host = "other.example.org" },
+		"another class": func(i *networking.Ingress) { i.Spec.IngressClassName = nil },
+	} {
+		allowed := other.DeepCopy()
+		change(allowed)
+		if err := w.admits(o, allowed); err != nil {
+			t.Error(what, err)
+		}
+	}
+}
+
 func TestAPrefixIsThePathItselfAndAllBelowIt(t *testing.T) {
 	w := served(t)
 	w.ingresses[0].Spec.Rules[0].HTTP.Paths[0].Path = "/v1"

@@ -37,6 +37,7 @@ const (
 
 type options struct {
 	class, controllerClass, configMap, electionID string
+	webhook, webhookCertificate, webhookKey       string
 	withoutClass, internalAddresses, updateStatus bool
 	httpPort, httpsPort, healthPort, statusPort   int
 	grace, graceAfter, statusInterval             int // seconds
@@ -70,6 +71,9 @@ func parse(arguments []string) (options, error) {
 	flags.StringVar(&o.controllerClass, "controller-class", "k8s.io/ingress-nginx", "")
 	flags.StringVar(&o.configMap, "configmap", "", "namespace/name")
 	flags.StringVar(&o.electionID, "election-id", "ingress-controller-leader", "")
+	flags.StringVar(&o.webhook, "validating-webhook", "", "address")
+	flags.StringVar(&o.webhookCertificate, "validating-webhook-certificate", "", "file")
+	flags.StringVar(&o.webhookKey, "validating-webhook-key", "", "file")
 	flags.BoolVar(&o.withoutClass, "watch-ingress-without-class", false, "")
 	flags.BoolVar(&o.internalAddresses, "report-node-internal-ip-address", false, "")
 	flags.BoolVar(&o.updateStatus, "update-status", true, "")
@@ -118,6 +122,9 @@ func run(o options) error {
 		return err
 	}
 	go c.answerProbes()
+	if o.webhook != "" {
+		go c.answerAdmission()
+	}
 	if o.updateStatus {
 		go c.reportStatus(ctx)
 	}
