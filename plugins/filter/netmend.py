@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 import time as clock
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import ansible.module_utils
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 _CORE = str(Path(__file__).resolve().parents[2] / "module_utils")
 if _CORE not in ansible.module_utils.__path__:
@@ -21,6 +27,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     calico_manifest,
     checklist,
     hetzner,
+    ingress_nginx,
     overlays,
     plan,
     report,
@@ -122,6 +129,34 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
         overlays=passing,
         walks=walks(run, findings),
     )
+
+
+def netmend_ingress_nginx(
+    names: Names, hostvars: Any, live: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Hosts, the namespace's objects and an ingress_nginx.Wanted -> an ingress_nginx.Plan."""
+    hosts = _hosts(names, hostvars)
+    cluster, asked = _stored(hosts, "netmend_facts")["cluster"], ingress_nginx.Wanted(**_plain(wanted))
+    return ingress_nginx.plan(cluster, _nodes(hosts), _plain(live), asked)._asdict()
+
+
+def netmend_certificate(name: str) -> dict[str, str]:
+    """A DNS name -> "cert", its own authority "ca", and "key", as a Secret has them: PEM in base64. For ten years."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "netmend")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8
+    private = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    return {key: base64.b64encode(pem).decode() for key, pem in (("ca", public), ("cert", public), ("key", private))}
 
 
 def _hosts(names: Names, hostvars: Any) -> list[Any]:
@@ -406,11 +441,13 @@ class FilterModule:
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
+            "netmend_certificate": netmend_certificate,
             "netmend_checklist": netmend_checklist,
             "netmend_checklist_problem": netmend_checklist_problem,
             "netmend_checklist_plan": netmend_checklist_plan,
             "netmend_checklist_judge": netmend_checklist_judge,
             "netmend_has_collection": netmend_has_collection,
+            "netmend_ingress_nginx": netmend_ingress_nginx,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,6 +19,15 @@ filters = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(filters)
 
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
+
+
+def test_a_certificate_is_its_own_authority_and_has_its_key(tmp_path: Path) -> None:
+    made = filters.FilterModule().filters()["netmend_certificate"]("admission.ingress-nginx.svc")
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(base64.b64decode(content))
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    verify = ["openssl", "verify", "-CAfile", tmp_path / "ca", "-verify_hostname", "admission.ingress-nginx.svc"]
+    subprocess.run([*verify, tmp_path / "cert"], check=True, capture_output=True)
 
 
 class HostVars(dict[str, Any]):
