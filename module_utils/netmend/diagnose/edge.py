@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
 from ..edge import CONTROLLERS, NAME_LABEL
-from ..model import Pod, Probe, Remedy, Ruleset
+from ..model import Pod, Remedy, Ruleset
 from ..walk import Packet, Place, walk
-from .case import DROPPED, Case, ids
+from .case import DROPPED, KUBE_CHAIN, Case, ids
 from .edge_view import NAMED, NO_FREE_PORTS, counts, probes_of, read, requests, through_balancers
 from .path import MASQUERADE_MARK, Passage, Paths
 from .registry import FIREWALL, SERVICE, Fault, Suspicion, fault
@@ -254,7 +254,8 @@ def external_traffic_policy_local(case: Case, paths: Paths) -> Iterator[Suspicio
             where=name,
             evidence=[
                 f"{name} has externalTrafficPolicy Local, and of the {len(through.targets)} targets of "
-                f"{through.balancer['name']} {len(without)} have no endpoint of it: {', '.join(without)}. The balancer's health check asks {asked}, which does not tell that. {through.said(case)}."
+                f"{through.balancer['name']} {len(without)} have no endpoint of it: {', '.join(without)}. The "
+                f"balancer's health check asks {asked}, which does not tell that. {through.said(case)}."
             ],
             remedy=Remedy(
                 role="",
@@ -276,9 +277,12 @@ def external_traffic_policy_local(case: Case, paths: Paths) -> Iterator[Suspicio
 def balancer_checks_wrong_port(case: Case, paths: Paths) -> Iterator[Suspicion]:
     for through in through_balancers(case):
         check = through.service["health"]
-        if not check or not through.suffers or not through.doors or not all(map(case.met, through.doors)):
+        answering = {probe["target_node"] for probe in through.doors if case.met(probe)}
+        if not check or not through.suffers or not answering:
             continue
-        asked = [probe for probe in through.health if probe["port"] == check["port"]]
+        asked = [
+            probe for probe in through.health if probe["port"] == check["port"] and probe["target_node"] in answering
+        ]
         failed = [probe for probe in asked if not case.met(probe)]
         if not failed or len(failed) < len(asked):
             continue
@@ -294,9 +298,8 @@ def balancer_checks_wrong_port(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[],
-                text=f"Let the health check of {through.balancer['name']} ask port "
-                f"{through.service['destination_port']}, by TCP or at a path that answers "
-                f"{', '.join(map(str, check['codes'])) or 'with a status that it takes'}.",
+                text=f"Let the health checks of {through.balancer['name']} ask the ports that it sends to, by TCP or at a "
+                "path that answers with a status that they take.",
             ),
             confidence=0.95,
             explains=ids([*failed, *through.failed]),
@@ -308,36 +311,32 @@ def balancer_checks_wrong_port(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def proxy_protocol_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """nginx takes a header that it does not expect for a bad request, and ends what lacks one that it does."""
     turned = [probe for probe in case.failed if probe["row"] == "edge-node" and case.seen(probe).get("proxied")]
-    ports: Dict[int, List[Probe]] = {}
-    for probe in turned:
-        ports.setdefault(probe["port"], []).append(probe)
-    for port, probes in ports.items():
+    for through in through_balancers(case):
+        port = through.service["destination_port"]
+        probes = [probe for probe in turned if probe["port"] == port]
+        if not probes:
+            continue
         sent = probes[0]["proxy"] == "sent"
-        throughs = [each for each in through_balancers(case) if each.service["destination_port"] == port]
-        names = ", ".join(dict.fromkeys(each.balancer["name"] for each in throughs)) or "the balancers"
-        failed = [probe for through in throughs for probe in through.failed]
-        asked = [probe for probe in case.run["probes"] if probe["row"] == "edge-node" and probe["port"] == port]
-        does, wants = ("sends", "does not expect it") if sent else ("does not send", "expects it")
+        does, wants = ("sends", "does not expect") if sent else ("does not send", "expects")
         yield Suspicion(
-            where=", ".join(sorted({f"{probe['target_node']}:{port}" for probe in probes})),
+            where=through.balancer["name"],
             evidence=[
-                f"{names} {does} the PROXY header to port {port}, and the ingress {wants}: {len(probes)} of "
-                f"{len(asked)} requests as the balancer makes them fail, and pass the other way ({case.said(probes[0])}).",
-                *(f"{through.said(case)}." for through in throughs[:NAMED] if through.failed),
+                f"{through.balancer['name']} {does} the PROXY header to port {port}, and the ingress {wants} it: "
+                f"{len(probes)} of {len(through.doors)} requests as the balancer makes them fail, and pass the other way "
+                f"({case.said(probes[0])}).",
+                f"{through.said(case)}.",
             ],
             remedy=Remedy(
                 role="",
                 nodes=[],
                 command="kubectl -n ingress-nginx patch configmap ingress-nginx-controller --type=merge -p "
                 f"'{json.dumps({'data': {'use-proxy-protocol': str(sent).lower()}})}'",
-                text="Let both ends say the same: "
-                + ("use-proxy-protocol on at the ingress, or the header off at the balancer." if sent else
-                   "the header on at the balancer, or use-proxy-protocol off at the ingress."),
+                text="Let both ends say the same: the header of the balancers, and use-proxy-protocol of the ingress.",
             ),
             confidence=0.97,
-            explains=ids([*probes, *failed]),
+            explains=ids([*probes, *through.failed]),
             ruled_out=["The request itself: the same one passes the other way."],
-        )  # fmt: skip
+        )
 
 
 def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fault, Suspicion]]:
@@ -435,9 +434,14 @@ def _masquerades(rules: Ruleset, packet: Packet, sets: Any) -> bool:
 
 
 def _bypass(rules: Ruleset, packet: Packet, sets: Any) -> Optional[Place]:
-    """The rule without which the packet would be masqueraded; None where there is no such."""
+    """The rule without which the packet would be masqueraded; None where there is no such.
+
+    kube-proxy's own let past what is not marked for them, and rightly so.
+    """
     nat = rules.get("nat", {})
     for name, chain in nat.items():
+        if name.startswith(KUBE_CHAIN):
+            continue
         for number, rule in enumerate(chain["rules"], 1):
             if rule["target"] not in ("RETURN", "ACCEPT"):
                 continue

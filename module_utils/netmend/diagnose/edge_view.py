@@ -64,7 +64,7 @@ class Through(NamedTuple):
     def said(self, case: Case) -> str:
         if self.failed:
             return requests(case, self.failed)
-        return f"{self.balancer['name']} takes targets for unhealthy, and no request of {len(self.asked)} fails yet"
+        return f"{self.balancer['name']}: of {len(self.asked)} requests none fails"
 
 
 def read(case: Case) -> Edge:

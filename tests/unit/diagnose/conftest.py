@@ -8,8 +8,8 @@ import json
 
 import pytest
 from ansible.module_utils.netmend.edge import Edge, plan_edge
-from ansible.module_utils.netmend.parse import cluster, ip, k3s, proc, ufw
 from ansible.module_utils.netmend.model import CONTROLLER
+from ansible.module_utils.netmend.parse import cluster, ip, k3s, proc, ufw
 from ansible.module_utils.netmend.parse.iptables import parse_rule, parse_save
 from ansible.module_utils.netmend.plan import plan_matrix
 
@@ -18,8 +18,12 @@ NODES = ("server0", "agent0", "agent1")
 NOW = 1795250021.0  # when the machines were captured
 DNS_NODE = "server0"
 INGRESS = ("agent0", "agent1")  # where its controller is, and the applications
-APPLICATIONS = {"keybuzz-api": ("platform-api.keybuzz.io", 8080, "/health"), "keybuzz-front": ("platform.keybuzz.io", 3000, "/"),
-                "keybuzz-my-ui": ("my.keybuzz.io", 80, "/")}  # fmt: skip
+# Name -> host, port, path of the readinessProbe.
+APPLICATIONS = {
+    "keybuzz-api": ("platform-api.keybuzz.io", 8080, "/health"),
+    "keybuzz-front": ("platform.keybuzz.io", 3000, "/"),
+    "keybuzz-my-ui": ("my.keybuzz.io", 80, "/"),
+}
 BALANCERS = {"lb1": "203.0.113.201", "lb2": "203.0.113.202"}
 BALANCER_SOURCES = ["10.0.0.5", "10.0.0.6"]
 
@@ -58,7 +62,8 @@ class Bench:
             {
                 "namespace": "kube-system", "name": "coredns-1", "uid": "uid-coredns", "node": DNS_NODE, "ip": address,
                 "host_network": False, "ready": True, "phase": "Running", "reason": "", "owner": "Deployment/coredns",
-                "labels": {"k8s-app": "kube-dns"}, "ports": [{"port": 53, "protocol": "TCP", "hostPort": 0}],
+                "labels": {"k8s-app": "kube-dns"}, "unscheduled": "", "meant_for": "", "readiness": {},
+                "ports": [{"name": "", "port": 53, "protocol": "TCP", "hostPort": 0}],
             }
         )  # fmt: skip
         self.run["cluster"]["dns_ip"] = "10.43.0.10"
@@ -87,16 +92,18 @@ class Bench:
         labels = {"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller"}
         ports = {"http": 80, "https": 443}
         controllers = [
-            self.pod(node, "ingress-nginx", f"ingress-nginx-controller-{node}", labels, ports, host_network=True)
+            self.pod(node, "ingress-nginx", f"ingress-nginx-controller-{node}", labels, ports=ports, host_network=True)
             for node in INGRESS
         ]
-        self.service("ingress-nginx", "ingress-nginx-controller", labels, controllers, 200,
-                     [("http", 80, "http", 31695), ("https", 443, "https", 32720)])  # fmt: skip
+        node_ports = [("http", 80, "http", 31695), ("https", 443, "https", 32720)]
+        self.service(
+            "ingress-nginx", "ingress-nginx-controller", labels, controllers, address="10.43.0.200", ports=node_ports
+        )
         for number, (name, (host, port, path)) in enumerate(APPLICATIONS.items()):
-            pods = [
-                self.pod(node, "keybuzz", f"{name}-{node}", {"app": name}, {"http": port}, path, number) for node in INGRESS
-            ]
-            self.service("keybuzz", name, {"app": name}, pods, 210 + number, [("http", 80, port, 0)])
+            of_it = {"ports": {"http": port}, "path": path, "number": number}
+            pods = [self.pod(node, "keybuzz", f"{name}-{node}", {"app": name}, **of_it) for node in INGRESS]
+            address = f"10.43.0.{210 + number}"
+            self.service("keybuzz", name, {"app": name}, pods, address=address, ports=[("http", 80, port, 0)])
             tls = [{"hosts": [host], "secret": f"{name}-tls"}] if name == "keybuzz-api" else []
             run["ingresses"].append(
                 {
@@ -122,7 +129,7 @@ class Bench:
         self.run["balancer_sources"] = BALANCER_SOURCES
         self.plan()
 
-    def pod(self, node, namespace, name, labels, ports, path="", number=0, *, host_network=False):
+    def pod(self, node, namespace, name, labels, *, ports, path="", number=0, host_network=False):
         """A Ready pod, with a process that listens on its ports."""
         network = ipaddress.ip_network(self.member(node)["pod_cidr"])
         pod = {
@@ -140,9 +147,9 @@ class Bench:
             self.node(node)["pods"].append({"uid": pod["uid"], "pid": 200 + number, "netns": 2, "listens": listens})
         return pod
 
-    def service(self, namespace, name, selector, pods, address, ports):
+    def service(self, namespace, name, selector, pods, *, address, ports):
         service = {
-            "namespace": namespace, "name": name, "selector": selector, "cluster_ip": f"10.43.0.{address}",
+            "namespace": namespace, "name": name, "selector": selector, "cluster_ip": address,
             "type": "NodePort" if ports[0][3] else "ClusterIP", "external_traffic_policy": "Cluster",
             "health_check_node_port": 0,
             "ports": [{"name": key, "port": port, "targetPort": target, "nodePort": node_port, "protocol": "TCP"}
@@ -155,6 +162,17 @@ class Bench:
             ],
         }  # fmt: skip
         self.run["cluster"]["services"].append(service)
+
+    def fail_sites(self, name, status, seconds=0.0, **more):
+        """Lets the requests fail that an ingress is to hand on to an application."""
+        return self.fail(
+            lambda probe: probe["row"] in ("edge-balancer", "edge-node") and is_about(probe, name),
+            "http", **{"status": status, "detail": f"status {status}", "rtt_ms": 1000 * seconds + 4.0, **more},
+        )  # fmt: skip
+
+    def fail_rows(self, name, *rows, outcome="refused", **more):
+        """Lets the probes of these rows fail that are about an application."""
+        return self.fail(lambda probe: probe["row"] in rows and is_about(probe, name), outcome, **more)
 
     def application(self, name):
         return next(each for each in self.run["cluster"]["services"] if each["name"] == name)
@@ -293,6 +311,10 @@ class Bench:
             return bool(by_node_port or leaves or any(end == node for _, end in self.crossings(probe)))
 
         return needs
+
+
+def is_about(probe, name):
+    return probe.get("backend", "").startswith(f"keybuzz/{name}:")
 
 
 def _passing(probe):
