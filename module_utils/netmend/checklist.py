@@ -6,14 +6,12 @@ asked from the nodes; names and URLs from the controller, which stands for the i
 
 from __future__ import annotations
 
-import re
-from ipaddress import IPv4Address
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, TypedDict, cast
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, TypedDict, cast
 from urllib.parse import urlsplit
 
+from .declared import Field, address, asked, each, fields, host, number, object_name, path, switch
 from .model import ClusterFacts, NodeFacts, Observation, Pod, Point, Probe, Service, met
 from .plan import answers_on, destination
-from .probe import problem
 
 CONTROLLER = ""  # the source node of a probe that the controller makes
 KINDS = ("DaemonSet", "Deployment", "StatefulSet")
@@ -52,14 +50,6 @@ class Checklist(TypedDict):
 
 # --- what is declared -------------------------------------------------------------------------------------------------
 
-Reader = Callable[[Any, str], Any]  # value, where it stands -> value; ValueError where it is wrong
-
-
-class _Field(NamedTuple):
-    reader: Reader
-    default: Any = None
-    needed: bool = False
-
 
 def read(given: Any) -> Optional[Checklist]:
     """The variable netmend_checklist, with defaults; None where it asks for nothing.
@@ -68,83 +58,13 @@ def read(given: Any) -> Optional[Checklist]:
     """
     if not given:
         return None
-    checklist = cast(Checklist, _fields(_CHECKLIST)(given, "netmend_checklist"))
+    checklist = cast(Checklist, fields(_CHECKLIST)(given, "netmend_checklist"))
     if checklist["urls"] and not checklist["balancers"]:
         raise ValueError("netmend_checklist.balancers: urls need the addresses that their names are to lead to")
     for key in ("balancers", "resolver", "requests"):
         if key in given and not checklist["urls"]:
             raise ValueError(f"netmend_checklist.{key} is of use for urls only, and there are none")
     return checklist
-
-
-def _fields(fields: Mapping[str, _Field]) -> Reader:
-    def reader(given: Any, where: str) -> Dict[str, Any]:
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{where}: {given!r} is no mapping")
-        for key in given:
-            if key not in fields:
-                raise ValueError(f"{where}.{key}: there is only {', '.join(fields)}")
-        for key, field in fields.items():
-            if field.needed and key not in given:
-                raise ValueError(f"{where}.{key} is missing")
-        return {
-            key: field.reader(given[key], f"{where}.{key}") if key in given else field.default
-            for key, field in fields.items()
-        }
-
-    return reader
-
-
-def _each(item: Reader, key: str = "") -> Reader:
-    """A list of what another reader reads, no two of them alike: by one of their keys, if one is given."""
-
-    def reader(given: Any, where: str) -> List[Any]:
-        if not isinstance(given, list):
-            raise ValueError(f"{where}: {given!r} is no list")
-        found = [item(each, f"{where}[{place}]") for place, each in enumerate(given)]
-        marks = [each[key] if key else each for each in found]
-        for place, mark in enumerate(marks):
-            if mark in marks[:place]:
-                raise ValueError(f"{where}[{place}]: {mark!r} stands in the list already")
-        return found
-
-    return reader
-
-
-def _number(most: int) -> Reader:
-    def reader(given: Any, where: str) -> int:
-        if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= most:
-            raise ValueError(f"{where}: {given!r} is no number from 1 to {most}")
-        return given
-
-    return reader
-
-
-def _switch(given: Any, where: str) -> bool:
-    if not isinstance(given, bool):
-        raise ValueError(f"{where}: {given!r} is neither true nor false")
-    return given
-
-
-def _address(given: Any, where: str) -> str:
-    try:
-        return str(IPv4Address(str(given)))
-    except ValueError:
-        raise ValueError(f"{where}: {given!r} is no IPv4 address") from None
-
-
-def _object(given: Any, where: str) -> str:
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", str(given)):
-        raise ValueError(f"{where}: {given!r} is no namespace/name")
-    return str(given)
-
-
-def _host(given: Any, where: str) -> str:
-    return _asked(Probe(protocol="dns-udp", address="0.0.0.0", port=53, name=str(given)), given, where)
-
-
-def _path(given: Any, where: str) -> str:
-    return _asked(Probe(protocol="http", address="0.0.0.0", port=80, path=str(given)), given, where)
 
 
 def _url(given: Any, where: str) -> str:
@@ -156,34 +76,26 @@ def _url(given: Any, where: str) -> str:
         raise ValueError(f"{where}: {given!r}: {error}") from None
     if request["protocol"] not in PORTS or not request["name"]:
         raise ValueError(f"{where}: {given!r} is not http(s)://name[:port][/path]")
-    return _asked(Probe(**request, address="0.0.0.0"), given, where)
-
-
-def _asked(probe: Probe, given: Any, where: str) -> str:
-    """What was given, as text, if it can be probed with."""
-    wrong = problem(probe)
-    if wrong:
-        raise ValueError(f"{where}: {given!r}: {wrong}")
-    return str(given)
+    return asked(Probe(**request, address="0.0.0.0"), given, where)
 
 
 _MANY = 10_000
 _APPLICATION = {
-    "name": _Field(_object, needed=True),
-    "pods": _Field(_number(_MANY), 1),
-    "host_network": _Field(_switch),
-    "node_port": _Field(_number(65535), 0),
-    "host": _Field(_host, ""),
+    "name": Field(object_name, needed=True),
+    "pods": Field(number(_MANY), 1),
+    "host_network": Field(switch),
+    "node_port": Field(number(65535), 0),
+    "host": Field(host, ""),
 }
-_NODE_PORT = {"port": _Field(_number(65535), needed=True), "path": _Field(_path, "/healthz")}
+_NODE_PORT = {"port": Field(number(65535), needed=True), "path": Field(path, "/healthz")}
 _CHECKLIST = {
-    "nodes": _Field(_number(_MANY), 1),
-    "applications": _Field(_each(_fields(_APPLICATION), "name"), []),
-    "node_ports": _Field(_each(_fields(_NODE_PORT), "port"), []),
-    "urls": _Field(_each(_url), []),
-    "balancers": _Field(_each(_address), []),
-    "resolver": _Field(_address, ""),
-    "requests": _Field(_number(100), 10),
+    "nodes": Field(number(_MANY), 1),
+    "applications": Field(each(fields(_APPLICATION), "name"), []),
+    "node_ports": Field(each(fields(_NODE_PORT), "port"), []),
+    "urls": Field(each(_url), []),
+    "balancers": Field(each(address), []),
+    "resolver": Field(address, ""),
+    "requests": Field(number(100), 10),
 }
 
 

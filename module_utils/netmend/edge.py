@@ -9,6 +9,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
+from . import declared
+from .declared import Field, Reader, each, fields
 from .model import CONTROLLER, Balancer, BalancerService, ClusterFacts, NodeFacts, Pod, Probe, Service
 from .plan import TIMEOUT, answers_on
 
@@ -24,6 +26,68 @@ _DOORS = 8  # that a site is asked at; other sites are asked at other ones
 _STARTS, _PODS = 4, 3  # from so many nodes so many pods of a backend
 # What an ingress answers in place of an application: for a broken PROXY header, and for a host that it does not know.
 _OF_THE_INGRESS = [400, 404]
+
+
+# --- what is declared -------------------------------------------------------------------------------------------------
+
+
+def read_balancers(given: Any, where: str = "netmend_balancers") -> List[Balancer]:
+    """The variable, with defaults. ValueError names what is wrong."""
+    return cast(List[Balancer], each(fields(_BALANCER), "name")(given or [], where))
+
+
+def read_patience(given: Any, where: str = "netmend_patience") -> float:
+    """Seconds. ValueError where it is no such number."""
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 1 <= seconds <= 300:
+        raise ValueError(f"{where}: {given!r} is no number of seconds from 1 to 300")
+    return seconds
+
+
+def _one_of(*words: str) -> Reader:
+    def reader(given: Any, where: str) -> str:
+        if given not in words:
+            raise ValueError(f"{where}: {given!r} is none of {', '.join(words)}")
+        return str(given)
+
+    return reader
+
+
+def _status(given: Any, where: str) -> Dict[str, str]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: {given!r} is no mapping")
+    said = _one_of("healthy", "unhealthy", "unknown")
+    return {str(port): said(state, f"{where}.{port}") for port, state in given.items()}
+
+
+_PORT, _PROTOCOL = declared.number(65535), _one_of("http", "https", "tcp")
+_HEALTH = {
+    "protocol": Field(_PROTOCOL, "tcp"),
+    "port": Field(_PORT, needed=True),
+    "path": Field(declared.path, "/"),
+    "codes": Field(each(declared.number(599)), [200]),
+}
+_SERVICE = {
+    "protocol": Field(_PROTOCOL, "tcp"),
+    "listen_port": Field(_PORT, needed=True),
+    "destination_port": Field(_PORT, 0),
+    "proxy_protocol": Field(declared.switch),
+    "health": Field(fields(_HEALTH)),
+}
+_TARGET = {"address": Field(declared.address, needed=True), "status": Field(_status, {})}
+_BALANCER = {
+    "name": Field(declared.word, needed=True),
+    "address": Field(declared.address, needed=True),
+    "services": Field(each(fields(_SERVICE), "listen_port"), []),
+    "targets": Field(each(fields(_TARGET), "address"), []),
+    "private": Field(declared.switch, False),
+}
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
 
 
 class Site(NamedTuple):
@@ -74,12 +138,12 @@ class Edge:
     ) -> None:
         self.cluster = cluster
         self.balancers = balancers
-        self._health = {each["host"]: each["health"] for each in applications if each.get("host") and "health" in each}
+        self._health = {one["host"]: one["health"] for one in applications if one.get("host") and one.get("health")}
         self._nodes = {node["name"]: node["internal_ip"] for node in cluster["nodes"] if node["internal_ip"]}
         self._services = {_name(service): service for service in cluster["services"]}
         self._pods = {_name(pod): pod for pod in cluster["pods"]}
-        self._classes = {each["name"]: each["controller"] for each in cluster["ingress_classes"]}
-        self._default = next((each["controller"] for each in cluster["ingress_classes"] if each["default"]), "")
+        self._classes = {one["name"]: one["controller"] for one in cluster["ingress_classes"]}
+        self._default = next((one["controller"] for one in cluster["ingress_classes"] if one["default"]), "")
         self.controllers = [pod for pod in cluster["pods"] if pod["ready"] and controller_of(pod)]
         self.sites = list(self._sites())
         self.doors = list(dict.fromkeys([*self._host_doors(), *self._node_port_doors()]))
@@ -114,7 +178,7 @@ class Edge:
     def doors_of(self, site: Site, scheme: str = "") -> List[Door]:
         """Where the site is to be asked for: where nobody claims it, at every controller's."""
         wanted = {site.controller} if site.controller else set(CONTROLLERS)
-        return [each for each in self.doors if each.controller in wanted and each.scheme == (scheme or site.scheme)]
+        return [door for door in self.doors if door.controller in wanted and door.scheme == (scheme or site.scheme)]
 
     def proxy(self, port: int) -> str:
         """Whether balancers send the PROXY header to a port of the nodes, as Probe has it."""
@@ -129,7 +193,7 @@ class Edge:
     def targets(self, balancer: Balancer) -> Dict[str, Dict[str, str]]:
         """Node -> its status by listening port; all nodes with a door where the balancer's targets are not known."""
         nodes = {address: name for name, address in self._nodes.items()}
-        known = {nodes[each["address"]]: each["status"] for each in balancer["targets"] if each["address"] in nodes}
+        known = {nodes[one["address"]]: one["status"] for one in balancer["targets"] if one["address"] in nodes}
         return known if balancer["targets"] else {door.node: {} for door in self.doors if not door.service}
 
     def address(self, node: str) -> str:
@@ -374,7 +438,7 @@ class _Plan:
                         protocol="tcp",
                         address=service["cluster_ip"],
                         port=port["port"],
-                        attempts=min(32, 6 * sum(bool(each["ready"]) for each in service["endpoints"])),
+                        attempts=min(32, 6 * sum(bool(end["ready"]) for end in service["endpoints"])),
                     )
 
     def to_outside(self) -> Iterator[Probe]:

@@ -193,8 +193,8 @@ def problem(probe: Probe) -> str:
         return f"path {path!r} is not an absolute path in printable ASCII"
     if not all(100 <= status <= 599 for status in statuses):
         return "status must be from 100 to 599"
-    if min(probe.get("timeout", TIMEOUT), probe.get("patience", TIMEOUT)) <= 0:
-        return "timeout and patience must be more than 0 seconds"
+    if probe.get("timeout", TIMEOUT) <= 0:
+        return "timeout must be more than 0 seconds"
     if "proxy" in probe and probe["proxy"] not in PROXY:
         return f"proxy {probe['proxy']!r} is none of {', '.join(PROXY)}"
     if _attempts(probe) < 1:

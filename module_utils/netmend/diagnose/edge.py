@@ -280,9 +280,8 @@ def balancer_checks_wrong_port(case: Case, paths: Paths) -> Iterator[Suspicion]:
         answering = {probe["target_node"] for probe in through.doors if case.met(probe)}
         if not check or not through.suffers or not answering:
             continue
-        asked = [
-            probe for probe in through.health if probe["port"] == check["port"] and probe["target_node"] in answering
-        ]
+        checks = [probe for probe in through.health if probe["port"] == check["port"]]
+        asked = [probe for probe in checks if probe["target_node"] in answering]
         failed = [probe for probe in asked if not case.met(probe)]
         if not failed or len(failed) < len(asked):
             continue
@@ -298,11 +297,11 @@ def balancer_checks_wrong_port(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[],
-                text=f"Let the health checks of {through.balancer['name']} ask the ports that it sends to, by TCP or at a "
-                "path that answers with a status that they take.",
+                text=f"Let the health checks of {through.balancer['name']} ask the ports that it sends to, by TCP or "
+                "at a path that answers with a status that they take.",
             ),
             confidence=0.95,
-            explains=ids([*failed, *through.failed]),
+            explains=ids(probe for probe in (*checks, *through.failed) if not case.met(probe)),
             ruled_out=["The nodes' firewall: the targets themselves were asked, from themselves."],
         )
 
@@ -322,8 +321,8 @@ def proxy_protocol_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
             where=through.balancer["name"],
             evidence=[
                 f"{through.balancer['name']} {does} the PROXY header to port {port}, and the ingress {wants} it: "
-                f"{len(probes)} of {len(through.doors)} requests as the balancer makes them fail, and pass the other way "
-                f"({case.said(probes[0])}).",
+                f"{len(probes)} of {len(through.doors)} requests as the balancer makes them fail, and pass the other "
+                f"way ({case.said(probes[0])}).",
                 f"{through.said(case)}.",
             ],
             remedy=Remedy(
