@@ -67,14 +67,22 @@ test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb w
 test-calico: .venv ## Hold Calico's stand-in against what real Calico does, on a lab
 	$(LAB) with calico --name test -- $(BIN)/pytest -v tests/calico
 
+.PHONY: test-edge
+test-edge: .venv ## Test the way from the internet to the application, on a lab with an ingress controller and balancers
+	$(LAB) with edge --name test -- $(MAKE) --no-print-directory edge
+
 .PHONY: molecule
 molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
 	$(LAB) with default --name test -- $(MOLECULE) --scenario-name $(SCENARIO)
 
-# These two run inside a lab's network, or with NETMEND_INVENTORY set (scenarios alone) on machines of your own.
-.PHONY: scenarios faults
+# These run inside a lab's network, or with NETMEND_INVENTORY set (scenarios alone) on machines of your own.
+.PHONY: scenarios faults edge
 scenarios:
 	for scenario in $(SCENARIOS); do $(MOLECULE) --scenario-name "$$scenario"; done
+
+edge:
+	$(MOLECULE) --scenario-name edge
+	$(BIN)/pytest -v tests/edge/test_edge.py
 
 faults:
 	$(BIN)/pytest -v --durations=0 --durations-min=1 $(FAULTS) tests/faults

@@ -6,15 +6,17 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from module_utils.netmend import calico_manifest
 
-from . import bench, build, cluster, demo, fabric, host, machines, network, release, spec
+from . import balancer, bench, build, cluster, demo, fabric, host, load, machines, network, release, spec
 
 ERRORS = (
+    balancer.BalancerError,
     build.BuildError,
     calico_manifest.ManifestError,
     cluster.ClusterError,
@@ -80,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="+", metavar="[NAME] in|out FAULT", help="see lab/faults.yml for their names")
     command = add("fabric", _fabric, "faults of the network between a lab's nodes")
     command.add_argument("words", nargs="+", metavar="[NAME] add FAULT... | clear | list", help=fabric.HELP)
+    command = add("balancer", _balancer, "show a lab's balancers with what their checks say, or change them")
+    command.add_argument("words", nargs="+", metavar="[NAME] set CHANGE | reset | list", help=balancer.HELP)
+    command = add("load", _load, "ask for every host of a lab by every balancer, over HTTP and TLS", named=True)
+    command.add_argument("--seconds", type=float, default=5, help="how long; default: 5")
+    command.add_argument("--rate", type=float, default=load.RATE, help=f"requests a second; default: {load.RATE}")
     command = add("bench", _bench, "start a lab, measure it, and end it")
     command.add_argument("file", nargs="?", type=Path, default=Path("default"), metavar="FILE")
     return top
@@ -178,6 +185,22 @@ def _fabric(arguments: argparse.Namespace) -> None:
     name = "default" if words[0] in ("add", "clear", "list") else words.pop(0)
     for line in fabric.command(machines.recall(name), words):
         print(line)
+
+
+def _balancer(arguments: argparse.Namespace) -> None:
+    words = arguments.words
+    name = "edge" if words[0] in ("set", "reset", "list") else words.pop(0)
+    _say(balancer.command(machines.recall(name), words))
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    with load.load_at_edge(machines.recall(arguments.name), arguments.rate) as clients:
+        time.sleep(arguments.seconds)
+    (client,) = clients.values()
+    for _, target, how in client.lost:
+        _say(f"lost: {' '.join(map(str, target))}: {how}")
+    _say(f"{client.asked} asked, {len(client.lost)} lost, 99 % within {client.p99:.3f} s")
+    return 1 if client.lost else 0
 
 
 def _bench(arguments: argparse.Namespace) -> None:

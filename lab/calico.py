@@ -7,9 +7,7 @@ that nothing is pulled; lab/README.md says what is in them, and in what they dif
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from module_utils.netmend import calico_manifest
@@ -21,7 +19,6 @@ from .spec import Lab
 
 Progress = Callable[[str], None]
 
-ARCHIVE = "calico.tar"  # in a lab's state directory
 PROGRAM = "/usr/bin/calico"
 PLUGINS = "/opt/cni/bin"
 NOBODY = "999"  # whom Calico's own image of kube-controllers runs as
@@ -40,13 +37,8 @@ def objects(lab: Lab, progress: Progress = print) -> Calico:
     return calico_manifest.patch(upstream.calico(lab.calico["version"], progress).read_text(), options)
 
 
-def pack(calico: Calico, artifacts: Artifacts, state: Path) -> None:
-    """Make the archive that lays the images down on every machine, where K3s imports images from when it starts."""
-    inside = state / "calico-images.tar"
-    images.write(inside, [_image(name, calico.version, artifacts) for name in calico.images])
-    with tarfile.open(state / ARCHIVE, "w") as tar:
-        tar.add(inside, "var/lib/rancher/k3s/agent/images/calico.tar", filter=_roots)
-    inside.unlink()
+def container_images(calico: Calico, artifacts: Artifacts) -> list[images.Image]:
+    return [_image(name, calico.version, artifacts) for name in calico.images]
 
 
 def _image(name: str, version: str, artifacts: Artifacts) -> images.Image:
@@ -69,13 +61,6 @@ def _image(name: str, version: str, artifacts: Artifacts) -> images.Image:
         environment={"CALICO_VERSION": version},
         user=user,
     )
-
-
-def _roots(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    info.mode = 0o644
-    return info
 
 
 def steps(calico: Calico) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -13,7 +14,8 @@ from typing import Any
 
 from module_utils.netmend.calico_manifest import Calico
 
-from . import build, cache, calico, fabric, host, machines, network, release, seed, spec
+from . import balancer, build, cache, calico, fabric, host, images, ingress, machines, network, release, seed, spec
+from .playbooks import Playbooks
 from .spec import Lab, Machine
 
 READY_WITHIN = 300  # seconds from SSH
@@ -40,7 +42,8 @@ def up(lab: Lab, progress: Progress) -> dict[str, float]:
 
     A plain lab ends with SSH. Whatever goes wrong, an interrupt too, nothing is left running.
     """
-    artifacts = build.ensure(progress, build.LAB + (build.CALICO if lab.calico else ()))
+    edge = build.EDGE if lab.ingress or lab.balancers else ()
+    artifacts = build.ensure(progress, build.LAB + (build.CALICO if lab.calico else ()) + edge)
     network_of_pods = calico.objects(lab, progress) if lab.calico else None
     k3s = release.fetch(release.parse(lab.k3s_release), progress) if lab.k3s_release else None
     host.prepare_run((lab.memory << 20) + SPARE_MEMORY, progress)
@@ -50,14 +53,22 @@ def up(lab: Lab, progress: Progress) -> dict[str, float]:
         machines.destroy(lab.name)
         directory = machines.state(lab.name)
         directory.mkdir(parents=True)
-        seed.prepare(lab, directory)
+        seed.prepare(lab, directory, balancer.variables(lab, directory))
         if k3s:
             seed.pack_release(*k3s, directory)
-        if network_of_pods:
-            calico.pack(network_of_pods, artifacts, directory)
+        seed.pack_images(dict(_archives(lab, artifacts, network_of_pods)), directory)
         network.create(lab)
         machines.remember(lab)
         return _start(lab, artifacts, network_of_pods, progress)
+
+
+def _archives(
+    lab: Lab, artifacts: build.Artifacts, network_of_pods: Calico | None
+) -> Iterator[tuple[str, list[images.Image]]]:
+    if network_of_pods:
+        yield "calico", calico.container_images(network_of_pods, artifacts)
+    if lab.ingress:
+        yield "ingress", ingress.container_images(artifacts)
 
 
 def _start(
@@ -85,6 +96,10 @@ def _start(
         reached("calico", f"Calico {network_of_pods.version} is applied")
     _wait_for_nodes(lab)
     reached("ready", "all nodes are Ready")
+    balancer.start(lab, artifacts)
+    if lab.ingress:
+        playbook(lab, ingress.PLAYBOOK)
+        reached("ingress", "the ingress controller runs")
     if lab.apps:
         apply(lab)
         reached("apps", "the applications run")
@@ -96,9 +111,18 @@ def _start(
 
 def apply(lab: Lab) -> None:
     """Apply the lab's manifests and wait until everything that runs pods has all of them."""
-    for app in lab.apps:
-        must(lab, lab.machines[0], "k3s kubectl apply -f -", text=app.read_text())
+    secrets = ingress.certificates(lab, machines.state(lab.name))
+    for text in [*(app.read_text() for app in lab.apps), *map(json.dumps, secrets)]:
+        must(lab, lab.machines[0], "k3s kubectl apply -f -", text=text)
     must(lab, lab.machines[0], "sh -e", text=ROLLED_OUT)
+
+
+def playbook(lab: Lab, name: str, *arguments: str) -> str:
+    """What a playbook says on a lab's machines; ClusterError with the end of that when it fails."""
+    outcome = Playbooks(lab, machines.state(lab.name) / "reports").run(name, *arguments)
+    if outcome.code:
+        raise ClusterError(f"{name} failed: {outcome.output[-3000:]}")
+    return outcome.output
 
 
 def wait(lab: Lab) -> None:
@@ -142,6 +166,8 @@ def put_in(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     for words in fault.get("fabric", []):
         fabric.Fabric(lab.name).add(words.split())
+    for words in fault.get("balancer", []):
+        balancer.change(lab, words.split())
     _scripts(lab, fault, "put_in", "holds")
 
 
@@ -155,6 +181,8 @@ def take_out(lab: Lab, name: str) -> None:
     fault = spec.faults()[name]
     if "fabric" in fault:
         fabric.Fabric(lab.name).clear()
+    if "balancer" in fault:
+        balancer.reset(lab)
     _scripts(lab, fault, "take_out")
 
 

@@ -26,10 +26,10 @@ BUILD_PACKAGES = (
     "mmdebstrap",
     "xz-utils",
 )
-RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "procps")
+RUN_PACKAGES = ("ethtool", "iproute2", "iptables", "nftables", "openssh-client", "openssl", "procps")
 # For the unit tests, which run UFW in a network of its own, make certificates and open the report in a browser; on the
 # host UFW stays off.
-TEST_PACKAGES = (*RUN_PACKAGES, "chromium", "chromium-driver", "fonts-dejavu-core", "openssl", "ufw")
+TEST_PACKAGES = (*RUN_PACKAGES, "chromium", "chromium-driver", "fonts-dejavu-core", "ufw")
 GO_AT_LEAST = (1, 26)
 MAX_MAP_COUNT = 4194304
 MAPS = Path("/proc/sys/vm/max_map_count")

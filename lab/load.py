@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from . import machines, network
+from . import ingress, machines, network
 from .cluster import must
 from .spec import Lab
 
 RATE = 50  # requests a second, of each client
 
+# Asks targets in turn: an address, a port, and perhaps the host and, for TLS, the file of the authority to trust.
 CLIENT = r"""
-import asyncio, json, sys, time
+import asyncio, json, ssl, sys, time
 
-async def ask(host, port):
-    reader, writer = await asyncio.open_connection(host, port)
+async def ask(address, port, host="load", authority=""):
+    tls = {"ssl": ssl.create_default_context(cafile=authority), "server_hostname": host} if authority else {}
+    reader, writer = await asyncio.open_connection(address, port, **tls)
     try:
-        writer.write(b"GET / HTTP/1.1\r\nHost: load\r\nConnection: close\r\n\r\n")
+        writer.write(("GET / HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n").encode())
         answer = await reader.read()
         if not answer.startswith(b"HTTP/1.1 200"):
             raise OSError("answer " + repr(answer[:30]))
@@ -58,7 +60,7 @@ class Client(NamedTuple):
     """What a client saw."""
 
     asked: int
-    lost: list[tuple[float, tuple[str, int], str]]  # when, whom, and how it failed
+    lost: list[tuple[float, Sequence[str | int], str]]  # when, whom (as asked for), and how it failed
     p99: float  # seconds
 
 
@@ -70,13 +72,39 @@ def load(lab: Lab, service: str, node_port: int, rate: float = RATE) -> Iterator
     """
     found = "k3s kubectl get service " + service + " -o jsonpath='{.spec.clusterIP} {.spec.ports[0].port}'"
     address, port = must(lab, lab.machines[0], found).split()
-    by_node_port = json.dumps([(machine.public, node_port) for machine in lab.machines])
     by_cluster_ip = json.dumps([(address, int(port))])
     inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate}"
     commands = {
-        "outside": network.inside(lab.name, sys.executable, "-c", CLIENT, by_node_port, str(rate), outside=True),
+        "outside": _outside(lab, [(machine.public, node_port) for machine in lab.machines], rate),
         "inside": machines.ssh(lab.name, lab.machines[-1], inside),
     }
+    with _clients(commands) as seen:
+        yield seen
+
+
+@contextmanager
+def load_at_edge(lab: Lab, rate: float = RATE) -> Iterator[dict[str, Client]]:
+    """Asks for every host of the lab's Ingresses by every balancer, over HTTP and TLS, as long as the context lasts.
+
+    What was seen is in the mapping afterwards, by "outside".
+    """
+    authority = str(machines.state(lab.name) / ingress.AUTHORITY)
+    targets = [
+        (balancer.public, *way)
+        for balancer in lab.balancers
+        for host in ingress.hosts(lab)
+        for way in ((80, host), (443, host, authority))
+    ]
+    with _clients({"outside": _outside(lab, targets, rate)}) as seen:
+        yield seen
+
+
+def _outside(lab: Lab, targets: Sequence[Sequence[str | int]], rate: float) -> list[str]:
+    return network.inside(lab.name, sys.executable, "-c", CLIENT, json.dumps(targets), str(rate), outside=True)
+
+
+@contextmanager
+def _clients(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Client]]:
     clients = {
         name: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name, argv in commands.items()

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from . import cache, calico, network, seed
+from . import cache, network, seed
 from .build import Artifacts
-from .spec import Lab, Machine
+from .spec import Balancer, Lab, Machine
 
 POWER_ON = Path(__file__).parent / "power_on.py"
 KERNEL = "linux"
@@ -97,7 +97,7 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
         f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",
         *([f"ubd2r={seed.RELEASE}"] if lab.k3s_release else []),
-        *([f"ubd3r={calico.ARCHIVE}"] if lab.calico else []),
+        *([f"ubd3r={seed.IMAGES}"] if lab.calico or lab.ingress else []),
         "root=/dev/ubda",
         "rw",
         "init=/usr/local/sbin/lab-init",
@@ -190,6 +190,7 @@ def recall(name: str) -> Lab:
         raise MachineError(f"no lab {name} is up; up are: {', '.join(running()) or 'none'}")
     content = json.loads(path.read_text())
     content["machines"] = tuple(Machine(**machine) for machine in content["machines"])
+    content["balancers"] = tuple(Balancer(**balancer) for balancer in content["balancers"])
     content["apps"] = tuple(Path(app) for app in content["apps"])
     content["faults"] = tuple(content["faults"])
     return Lab(**content)

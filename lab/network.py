@@ -133,6 +133,9 @@ def _commands(lab: Lab, out: str) -> Iterator[str]:
     yield f"link add outside type veth peer name eth0 netns {out}"
     yield "link set outside up"
     yield f"address add {INTERNET}/24 dev outside"
+    for balancer in lab.balancers:
+        yield f"address add {balancer.private}/32 dev lo"
+        yield f"address add {balancer.public}/32 dev lo"
     for index, machine in enumerate(lab.machines):
         yield from _link(f"public-{index}", lab.mtu_public, machine.public, PUBLIC_GATEWAY, INTERNET)
         yield from _link(f"private-{index}", lab.mtu_private, machine.private, PRIVATE_GATEWAY, CONTROLLER)

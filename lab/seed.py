@@ -7,15 +7,18 @@ import secrets
 import subprocess
 import tarfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
+from . import images, ingress
+from .images import Image
 from .spec import Lab, Machine
 
 KEY = "id_ed25519"
 RELEASE = "release.tar"
+IMAGES = "images.tar"
 UNITS = {"server": "k3s.service", "agent": "k3s-agent.service"}
 
 
@@ -24,8 +27,11 @@ def sockets(lab: str) -> Path:
     return Path("/run/netmend") / lab
 
 
-def prepare(lab: Lab, state: Path) -> None:
-    """Fill a lab's state directory: keys, known_hosts, inventory.yml, and NODE.seed for each machine."""
+def prepare(lab: Lab, state: Path, variables: Mapping[str, object]) -> None:
+    """Fill a lab's state directory: keys, known_hosts, inventory.yml, and NODE.seed for each machine.
+
+    The inventory has `variables` besides its own.
+    """
     sockets(lab.name).mkdir(mode=0o700, parents=True, exist_ok=True)
     user_key = _new_key(state / KEY)
     token = secrets.token_hex(24)
@@ -36,6 +42,7 @@ def prepare(lab: Lab, state: Path) -> None:
         known_hosts.append(f"{machine.name},{machine.private},{machine.public} {public}\n")
         files = {
             **_identity(lab, machine),
+            **(ingress.FILES if lab.ingress else {}),
             "etc/ssh/ssh_host_ed25519_key": (host_key.read_text(), 0o600),
             "etc/ssh/ssh_host_ed25519_key.pub": (f"{public}\n", 0o644),
             "root/.ssh/authorized_keys": (f"{user_key}\n", 0o600),
@@ -43,21 +50,36 @@ def prepare(lab: Lab, state: Path) -> None:
         }
         _write_private(state / f"{machine.name}.seed", _tar(files, None if lab.plain else UNITS[machine.role]))
     (state / "known_hosts").write_text("".join(known_hosts))
-    (state / "inventory.yml").write_text(yaml.safe_dump(inventory(lab, state), sort_keys=False))
+    write_inventory(lab, state, variables)
 
 
-def pack_release(binary: Path, images: Path, state: Path) -> None:
+def write_inventory(lab: Lab, state: Path, variables: Mapping[str, object]) -> None:
+    (state / "inventory.yml").write_text(yaml.safe_dump(inventory(lab, state, variables), sort_keys=False))
+
+
+def pack_release(binary: Path, airgap: Path, state: Path) -> None:
     """Make the archive that puts K3s's own binary and images in the stand-in's place on every machine."""
     with tarfile.open(state / RELEASE, "w") as tar:
-        for source, target, mode in (
-            (binary, "usr/local/bin/k3s", 0o755),
-            (images, f"var/lib/rancher/k3s/agent/images/{images.name}", 0o644),
-        ):
-            info = tar.gettarinfo(source, target)
-            info.uid = info.gid = 0
-            info.mode = mode
-            with source.open("rb") as content:
-                tar.addfile(info, content)
+        _add(tar, binary, "usr/local/bin/k3s", 0o755)
+        _add(tar, airgap, f"var/lib/rancher/k3s/agent/images/{airgap.name}", 0o644)
+
+
+def pack_images(archives: Mapping[str, Sequence[Image]], state: Path) -> None:
+    """Make the archive that lays images down on every machine, where K3s imports them from when it starts."""
+    inside = state / "inside.tar"
+    with tarfile.open(state / IMAGES, "w") as tar:
+        for name, content in archives.items():
+            images.write(inside, content)
+            _add(tar, inside, f"var/lib/rancher/k3s/agent/images/{name}.tar", 0o644)
+            inside.unlink()
+
+
+def _add(tar: tarfile.TarFile, source: Path, target: str, mode: int) -> None:
+    info = tar.gettarinfo(source, target)
+    info.uid = info.gid = 0
+    info.mode = mode
+    with source.open("rb") as content:
+        tar.addfile(info, content)
 
 
 def k3s_config(lab: Lab, machine: Machine, token: str) -> dict[str, object]:
@@ -75,7 +97,7 @@ def k3s_config(lab: Lab, machine: Machine, token: str) -> dict[str, object]:
     return config
 
 
-def inventory(lab: Lab, state: Path) -> dict[str, object]:
+def inventory(lab: Lab, state: Path, variables: Mapping[str, object]) -> dict[str, object]:
     """Ansible's inventory; it holds inside the lab's network namespace."""
 
     def group(role: str) -> dict[str, object]:
@@ -94,6 +116,8 @@ def inventory(lab: Lab, state: Path) -> dict[str, object]:
                     f"-o UserKnownHostsFile={state / 'known_hosts'} -o StrictHostKeyChecking=yes"
                     f" -o ControlPath={sockets(lab.name)}/%C"
                 ),
+                **(ingress.VARIABLES if lab.ingress else {}),
+                **variables,
             },
         }
     }

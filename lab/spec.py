@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "mtu": {"public": 1500, "private": 1450},
     "k3s": {"source": "stand-in", "release": None, "flannel-backend": "vxlan", "config": {}},
     "calico": None,
+    "ingress": False,
+    "balancers": [],
     "apps": [],
     "faults": [],
 }
@@ -61,6 +63,13 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Balancer:
+    name: str
+    private: str  # IPv4 address that the machines see
+    public: str  # IPv4 address that clients ask
+
+
+@dataclass(frozen=True)
 class Lab:
     name: str
     machines: tuple[Machine, ...]  # servers first; the first one starts the cluster
@@ -70,9 +79,15 @@ class Lab:
     flannel_backend: str
     k3s_config: Mapping[str, Any]  # keys for every server's config.yaml
     calico: Mapping[str, Any] | None  # the keys of CALICO; None: Calico is not installed
+    ingress: bool  # whether role ingress_nginx is to bring its controller in
+    balancers: tuple[Balancer, ...]  # in front of the agents' NodePorts
     apps: tuple[Path, ...]  # manifests
     faults: tuple[str, ...]  # names in faults.yml
     plain: bool = False  # nothing starts K3s
+
+    @property
+    def agents(self) -> tuple[Machine, ...]:
+        return tuple(machine for machine in self.machines if machine.role == "agent")
 
     def machine(self, name: str) -> Machine:
         for machine in self.machines:
@@ -86,7 +101,9 @@ class Lab:
 
     @property
     def kind(self) -> str:
-        """What faults.yml means by lab: default, calico (Felix makes the routes) or calico-bird (BGP does)."""
+        """What faults.yml means by lab: default, edge, calico (Felix makes the routes) or calico-bird (BGP does)."""
+        if self.ingress:
+            return "edge"
         if self.calico is None or not self.calico["applied"]:
             return "default"
         return "calico-bird" if self.calico["backend"] == "bird" else "calico"
@@ -136,7 +153,8 @@ def parse(content: object, file: Path) -> Lab:
     check.one_of("k3s.flannel-backend", k3s["flannel-backend"], BACKENDS)
     check.that("k3s.config", isinstance(k3s["config"], dict), "keys of K3s's config.yaml")
     calico = _calico(check, values["calico"], k3s["config"]) if values["calico"] is not None else None
-    for key in ("apps", "faults"):
+    check.that("ingress", isinstance(values["ingress"], bool), "true or false")
+    for key in ("apps", "balancers", "faults"):
         texts = isinstance(values[key], list) and all(isinstance(item, str) for item in values[key])
         check.that(key, texts, "a list of names")
     apps = tuple(file.parent / app for app in values["apps"])
@@ -148,8 +166,12 @@ def parse(content: object, file: Path) -> Lab:
         *_machines(check, "server", values["servers"], addresses["servers"], memory["server"]),
         *_machines(check, "agent", values["agents"], addresses["agents"], memory["agent"]),
     )
-    distinct = len({machine.public for machine in machines}) == len(machines)
-    check.that("addresses", distinct, "such that no two machines have the same last byte")
+    balancers = tuple(
+        Balancer(f"lb-{number}", *_addresses(check, f"balancers[{number - 1}]", address))
+        for number, address in enumerate(values["balancers"], 1)
+    )
+    public = [each.public for each in (*machines, *balancers)]
+    check.that("addresses", len(set(public)) == len(public), "such that no two machines have the same last byte")
     return Lab(
         name=name,
         machines=machines,
@@ -159,6 +181,8 @@ def parse(content: object, file: Path) -> Lab:
         flannel_backend=k3s["flannel-backend"],
         k3s_config=k3s["config"],
         calico=calico,
+        ingress=values["ingress"],
+        balancers=balancers,
         apps=apps,
         faults=tuple(values["faults"]),
     )
@@ -184,15 +208,19 @@ def _calico(check: _Check, content: object, k3s_config: Mapping[str, Any]) -> di
 
 
 def _machines(check: _Check, role: str, count: int, first: object, memory: int) -> list[Machine]:
-    key = f"addresses.{role}s"
-    check.that(key, isinstance(first, str) and re.fullmatch(r"10\.0\.\d+\.\d+", first), "an address in 10.0.0.0/16")
-    machines = []
-    for index in range(count):
-        private = IPv4Address(str(first)) + index
-        # The last byte tells a node on both of its networks.
-        public = f"203.0.113.{int(private) & 255}"
-        machines.append(Machine(f"{NAMES[role]}-{index + 1:02}", role, str(private), public, memory))
-    return machines
+    start, _ = _addresses(check, f"addresses.{role}s", first)
+    addresses = [_addresses(check, f"addresses.{role}s", str(IPv4Address(start) + index)) for index in range(count)]
+    return [
+        Machine(f"{NAMES[role]}-{number:02}", role, private, public, memory)
+        for number, (private, public) in enumerate(addresses, 1)
+    ]
+
+
+def _addresses(check: _Check, key: str, private: object) -> tuple[str, str]:
+    """The private address, and the public one: the last byte tells a machine on both of its networks."""
+    right = isinstance(private, str) and re.fullmatch(r"10\.0\.\d+\.\d+", private)
+    check.that(key, right, "an address in 10.0.0.0/16")
+    return str(private), f"203.0.113.{int(IPv4Address(str(private))) & 255}"
 
 
 class _Check:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from .. import cache, host
-from . import calico, image, kernel, programs, system
+from . import calico, debian, edge, image, kernel, programs, system
 from .steps import BuildError, Steps
 
-__all__ = ["CALICO", "LAB", "PARTS", "Artifacts", "BuildError", "ensure"]
+__all__ = ["CALICO", "EDGE", "LAB", "PARTS", "Artifacts", "BuildError", "ensure"]
 
 Progress = Callable[[str], None]
 HERE = Path(__file__).parent
@@ -40,6 +40,13 @@ def _program(name: str) -> Part:
     return Part(make, inputs, disk=3 << 30 if name == "kube" else Part.disk)
 
 
+def _tools(name: str, packages: Sequence[str], wanted: Sequence[str]) -> Part:
+    def make(steps: Steps, out: Path, _made: Mapping[str, Path]) -> None:
+        debian.build(packages, wanted, steps, out)
+
+    return Part(make, tuple(HERE / f"{each}.py" for each in (name, "debian", "system")))
+
+
 PARTS: dict[str, Part] = {
     "kernel": Part(
         lambda steps, out, _: kernel.build(steps, out),
@@ -52,14 +59,17 @@ PARTS: dict[str, Part] = {
     "pod": _program("pod"),
     "containers": Part(image.build_containers, (HERE / "image.py", HERE.parent / "images.py"), ("coredns", "pod")),
     "calico": _program("calico"),
-    "calico-tools": Part(lambda steps, out, _: calico.build(steps, out), (HERE / "calico.py", HERE / "system.py")),
+    "calico-tools": _tools("calico", calico.PACKAGES, calico.WANTED),
+    "ingress": _program("ingress"),
+    "edge-tools": _tools("edge", edge.PACKAGES, (edge.NGINX, edge.HAPROXY)),
     "disk": Part(image.build_disk, (HERE / "image.py", image.NODE), ("system", "kube", "containers"), disk=3 << 29),
 }
 
 
-# What every lab takes, and what one with Calico takes besides.
+# What every lab takes, and what one with Calico, or with an ingress controller or balancers, takes besides.
 LAB = ("kernel", "containers", "disk")
 CALICO = ("calico", "calico-tools")
+EDGE = ("ingress", "edge-tools")
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class Artifacts:
     kubectl: Path  # for the host
     calico: Path  # the program that stands in for those of Calico's images; there when CALICO was asked for
     calico_tools: Path  # directory of what it runs, by the path inside its images
+    ingress: Path  # the program that stands in for ingress-nginx's controller; there when EDGE was asked for
+    edge_tools: Path  # directory of nginx, HAProxy and their libraries, by the path on a Debian
 
 
 def places() -> dict[str, Path]:
@@ -101,6 +113,8 @@ def ensure(progress: Progress = print, parts: Collection[str] = PARTS.keys()) ->
         kubectl=where["kube"] / "kubectl",
         calico=where["calico"] / "calico",
         calico_tools=where["calico-tools"],
+        ingress=where["ingress"] / "ingress",
+        edge_tools=where["edge-tools"],
     )
 
 

@@ -128,8 +128,7 @@ def _change(api: Api, resources: Resources, item: Object) -> Optional[Tuple[Chan
     """What applying an object would change, and the object; None where it is as it has to be."""
     path = resources.path(item)
     live = api.item(path) if path else None
-    # Without its kind there is nobody to ask what would become of it.
-    after = _patch(api, path, item, "&dryRun=All") if path else item
+    after = _would_be(api, path, item) if path else item
     if live and _plain(live) == _plain(after):
         return None
     return Change(named(item), live, after), item
@@ -139,14 +138,20 @@ def _write(api: Api, resources: Resources, item: Object) -> None:
     path = resources.path(item)
     if not path:
         raise ApiError(f"{api.server} knows no {item['apiVersion']} {item['kind']}, which {named(item)} is")
-    _patch(api, path, item)
+    _good(*_patch(api, path, item), named(item))
 
 
-def _patch(api: Api, path: str, item: Object, more: str = "") -> Object:
-    # Others who once set these fields, kubectl among them, would be in the way for good.
-    status, body = api.send("PATCH", f"{path}?fieldManager={MANAGER}&force=true{more}", item, content_type=APPLY)
+def _would_be(api: Api, path: str, item: Object) -> Object:
+    status, body = _patch(api, path, item, "&dryRun=All")
+    if status == _NOT_FOUND:
+        return item  # without its namespace, as without its kind, there is nobody to ask
     found: Object = json.loads(_good(status, body, named(item)))
     return found
+
+
+def _patch(api: Api, path: str, item: Object, more: str = "") -> Tuple[int, str]:
+    # Others who once set these fields, kubectl among them, would be in the way for good.
+    return api.send("PATCH", f"{path}?fieldManager={MANAGER}&force=true{more}", item, content_type=APPLY)
 
 
 def _delete(api: Api, path: str, what: str) -> None:

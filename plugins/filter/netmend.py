@@ -20,6 +20,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     calico_manifest,
     checklist,
     edge,
+    ingress_nginx,
     overlays,
     plan,
     report,
@@ -128,6 +129,15 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     return report.judge(
         matrix, findings, remove_foreign_rules=remove_foreign_rules, coverage=coverage, overlays=passing
     )
+
+
+def netmend_ingress_nginx(
+    names: Names, hostvars: Any, live: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Hosts, the namespace's objects and an ingress_nginx.Wanted -> an ingress_nginx.Plan."""
+    hosts = _hosts(names, hostvars)
+    cluster, asked = _stored(hosts, "netmend_facts")["cluster"], ingress_nginx.Wanted(**_plain(wanted))
+    return ingress_nginx.plan(cluster, _nodes(hosts), _plain(live), asked)._asdict()
 
 
 def _hosts(names: Names, hostvars: Any) -> list[Any]:
@@ -340,6 +350,7 @@ class FilterModule:
             "netmend_checklist_problem": netmend_checklist_problem,
             "netmend_checklist_plan": netmend_checklist_plan,
             "netmend_checklist_judge": netmend_checklist_judge,
+            "netmend_ingress_nginx": netmend_ingress_nginx,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,
             "netmend_report": netmend_report,

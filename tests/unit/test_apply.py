@@ -71,6 +71,9 @@ class Server:
         assert query["fieldManager"] == ["netmend"]
         if content.get("data", {}).get("mtu") == "wide":
             return 422, json.dumps({"message": "mtu is not a number"})
+        namespace = place.partition("/namespaces/")[2].split("/")
+        if len(namespace) > 1 and f"/api/v1/namespaces/{namespace[0]}" not in self.stored:
+            return 404, json.dumps({"message": f'namespaces "{namespace[0]}" not found'})
         live = self.stored.get(place, {"metadata": {"resourceVersion": "1", "uid": "u"}, "status": {"phase": "Active"}})
         after = merged(live, content)
         if "dryRun" not in query:
@@ -135,8 +138,15 @@ def test_what_others_set_stays_and_only_what_differs_is_told():
 
 def test_a_dry_run_tells_all_and_writes_nothing():
     server = Server()
-    assert apply(server, ALL, dry_run=True)[-1] == Change("IPPool pool", None, POOL)
+    changes = apply(server, ALL, dry_run=True)
+    assert changes[-1] == Change("IPPool pool", None, POOL)
+    assert Change("ConfigMap calico/config", None, CONFIG) in changes
     assert server.stored == {}
+
+
+def test_without_its_namespace_an_object_is_refused_when_it_is_to_be_written():
+    with pytest.raises(ApiError, match=r"refuses ConfigMap calico/config \(404\): namespaces \"calico\" not found"):
+        apply(Server(), [CONFIG])
 
 
 def test_a_kind_that_never_comes_is_named(monkeypatch):

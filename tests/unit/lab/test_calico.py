@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import build, calico, spec
+from lab import build, calico, seed, spec
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def artifacts(tmp_path):
         (tools / name).parent.mkdir(parents=True)
         (tools / name).write_bytes(name.encode())
     nothing = tmp_path / "nothing"
-    return build.Artifacts(nothing, nothing, nothing, nothing, program, tools)
+    return build.Artifacts(nothing, nothing, nothing, nothing, program, tools, nothing, nothing)
 
 
 def read(path):
@@ -36,8 +36,8 @@ def read(path):
 def test_every_command_of_the_manifest_is_in_its_image(objects, artifacts, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
-    calico.pack(objects, artifacts, state)
-    (outer,) = read(state / calico.ARCHIVE).items()
+    seed.pack_images({"calico": calico.container_images(objects, artifacts)}, state)
+    (outer,) = read(state / seed.IMAGES).items()
     assert outer[0] == "var/lib/rancher/k3s/agent/images/calico.tar"
     (tmp_path / "images.tar").write_bytes(outer[1])
     members = read(tmp_path / "images.tar")

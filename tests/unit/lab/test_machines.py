@@ -20,7 +20,7 @@ FIRST, SECOND, AGENT = LAB.machines
 @pytest.fixture
 def state(tmp_path, monkeypatch):
     monkeypatch.setattr(seed, "sockets", lambda lab: tmp_path / "sockets" / lab)
-    seed.prepare(LAB, tmp_path)
+    seed.prepare(LAB, tmp_path, {})
     return tmp_path
 
 

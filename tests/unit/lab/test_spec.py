@@ -46,9 +46,14 @@ def test_calicos_pool_is_the_pods_network_unless_it_is_told():
     assert spec.parse({"k3s": k3s, "calico": {"pool": "10.233.128.0/17"}}, FILE).calico["pool"] == "10.233.128.0/17"
 
 
-@pytest.mark.parametrize("name", ["calico", "calico-bird", "default", "demo", "ha", "swap", "swap-ha"])
+@pytest.mark.parametrize("name", ["calico", "calico-bird", "default", "demo", "edge", "ha", "swap", "swap-ha"])
 def test_the_labs_that_come_with_it_are_right(name):
     assert spec.load(Path(name)).name == name
+
+
+def test_balancers_have_an_address_on_each_network():
+    lab = spec.parse({"balancers": ["10.0.0.5"]}, FILE)
+    assert lab.balancers == (spec.Balancer("lb-1", "10.0.0.5", "203.0.113.5"),)
 
 
 def test_a_lab_can_have_another_name():
@@ -76,6 +81,9 @@ def test_a_lab_can_have_another_name():
         ({"k3s": {"source": "git"}}, "some.yml: k3s.source must be one of stand-in, release, not 'git'"),
         ({"k3s": {"source": "release"}}, "some.yml: k3s.release: a release must have version, binary and images"),
         ({"k3s": {"config": "x"}}, "some.yml: k3s.config must be keys of K3s's config.yaml"),
+        ({"ingress": {}}, "some.yml: ingress must be true or false"),
+        ({"balancers": ["10.1.0.5"]}, "some.yml: balancers[0] must be an address in 10.0.0.0/16"),
+        ({"balancers": ["10.0.0.5", "10.0.1.5"]}, "some.yml: addresses must be such that no two machines"),
         ({"apps": ["none.yml"]}, "some.yml: apps must be manifests beside this file; there is no none.yml"),
         ({"faults": ["rust"]}, "some.yml: faults must be one of "),
     ],
@@ -87,5 +95,5 @@ def test_what_is_wrong_is_named(content, message):
 
 
 def test_a_lab_that_is_not_there_names_those_that_are():
-    with pytest.raises(spec.SpecError, match=r"nowhere: no such file.*are calico, calico-bird, default, demo, ha"):
+    with pytest.raises(spec.SpecError, match=r"nowhere: no such file.*calico-bird, default, demo, edge, ha"):
         spec.load(Path("nowhere"))
