@@ -307,12 +307,14 @@ def plan_edge(nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATI
         "edge-self": plan.inside_pods,
         "edge-outside": plan.to_outside,
     }
-    return [
+    asked = [
         cast(Probe, {"id": _identifier(row, probe), "row": row, "timeout": TIMEOUT, "expect": "ok", **probe, **more})
         for row, planned in rows.items()
         for probe in planned()
         for more in [{"patience": patience} if probe["protocol"] in ("http", "https") else {}]
     ]
+    # Two services of a balancer may check the same port.
+    return list({probe["id"]: probe for probe in asked}.values())
 
 
 def _identifier(row: str, probe: Probe) -> str:

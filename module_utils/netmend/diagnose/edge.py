@@ -106,7 +106,7 @@ def tls_secret_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """Without a usable Secret an ingress controller serves its default certificate, and goes on."""
     edge = read(case)
     for site in edge.sites:
-        if site.scheme != "https" or not site.secret:
+        if site.scheme != "https" or not site.secret or not site.controller:
             continue
         asked = [
             each
