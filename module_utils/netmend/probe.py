@@ -320,6 +320,7 @@ def _http_once(probe: Probe, proxy: bool) -> Steps:
     timer = Timer(probe)
     with opened(probe, socket.SOCK_STREAM) as sock:
         yield from connect(sock, probe, timer)
+        timer.extend(probe.get("patience", 0.0))
         if proxy:
             _send_proxy_header(sock)
         return (yield from _get(sock, probe, timer))
@@ -329,6 +330,7 @@ def _https_once(probe: Probe, proxy: bool) -> Steps:
     timer = Timer(probe)
     with opened(probe, socket.SOCK_STREAM) as plain:
         yield from connect(plain, probe, timer)
+        timer.extend(probe.get("patience", 0.0))
         if proxy:
             _send_proxy_header(plain)
         context = _tls_context(probe.get("verify", True))
@@ -400,7 +402,6 @@ def _get(sock: socket.socket, probe: Probe, timer: Timer, again: type[OSError] =
         "Connection: close",
     )
     sock.sendall("\r\n".join((*lines, "", "")).encode())
-    timer.extend(probe.get("patience", 0.0))
     head = b""
     while b"\n" not in head and len(head) < _LONGEST_STATUS_LINE:
         part = yield from receive(sock, timer, again)
