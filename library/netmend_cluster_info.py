@@ -17,8 +17,9 @@ module: netmend_cluster_info
 short_description: Gather what the Kubernetes API knows about the cluster's network
 description:
   - Reads nodes, pods, Services with their endpoints, Ingresses, NetworkPolicies, PodDisruptionBudgets, DaemonSets,
-    Calico's resources and the health of the API. Only what bears on the network is kept; no Secret is read, nor any
-    annotation but those of Flannel, Calico and K3s, nor any environment but three variables of calico-node.
+    Calico's resources and the health of the API. Only what bears on the network is kept; of Secrets that Ingresses name
+    the type is asked for and nothing else, and no annotation is kept but those of Flannel, Calico and K3s and what an
+    ingress-nginx speaks to pods, nor any environment but three variables of calico-node.
   - Runs once for a cluster, on a K3s server (with K3s's own credentials), or where a kubeconfig is.
   - Changes nothing. It fails only where the API cannot be asked at all, and says why and what to do.
 author: netmend maintainers
@@ -107,6 +108,10 @@ netmend_cluster:
       description: Ingresses with class, hosts, paths, backends and addresses.
       type: list
       elements: dict
+    secrets:
+      description: The types of the Secrets that Ingresses name, by namespace and name; empty where there is none.
+      type: dict
+      sample: {shop/shop-tls: kubernetes.io/tls}
     ingress_classes:
       description: Ingress classes with their controllers.
       type: list

@@ -8,7 +8,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.model import met
 from ansible.module_utils.netmend.pods import network_pid
-from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, ROUNDS, measure, problem
+from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, PROXY, ROUNDS, measure, problem
 
 DOCUMENTATION = r"""
 module: netmend_connectivity
@@ -57,6 +57,23 @@ options:
       status:
         description: The status of HTTP that is V(ok). By default any below 500 is.
         type: int
+      statuses:
+        description: The same, where there are several.
+        type: list
+        elements: int
+      unwanted:
+        description: Statuses below 500 that are not V(ok) either, where none is asked for.
+        type: list
+        elements: int
+      patience:
+        description: Seconds that the answer of HTTP may take once connected, where that is longer than the time limit.
+        type: float
+      proxy:
+        description:
+          - Whether HTTP and TLS begin with the PROXY header. With V(sent) or V(none) it is tried the other way where
+            the answer may be one to that, and what came of it is said. With V(unknown) either way is V(ok).
+        type: str
+        choices: [sent, none, unknown]
       verify:
         description: Whether a certificate that the node's authorities did not sign for the name has the outcome V(tls).
         type: bool
@@ -73,7 +90,7 @@ options:
       expect:
         description: Outcome, instead of O(expect).
         type: str
-        choices: &expect [ok, refused, reset, timeout, unreachable, prohibited, tls, http, dns, error, blocked]
+        choices: &expect [ok, refused, reset, timeout, unreachable, prohibited, tls, http, dns, error, blocked, any]
   source:
     description: Where O(targets) are probed from; the node itself, unless something is given here.
     type: dict
@@ -90,7 +107,7 @@ options:
     default: 2
   expect:
     description: The outcome that is expected of O(targets). V(blocked) is V(timeout), V(refused), V(unreachable) or
-      V(prohibited).
+      V(prohibited), V(any) all of them.
     type: str
     default: ok
     choices: *expect
@@ -136,6 +153,14 @@ options:
         default: ""
       target_service:
         description: The Service that is meant, for the reader.
+        type: str
+        default: ""
+      balancer:
+        description: The balancer that is meant, for the reader.
+        type: str
+        default: ""
+      backend:
+        description: What an Ingress leads to there, for the reader.
         type: str
         default: ""
 attributes:
@@ -197,7 +222,8 @@ netmend_connectivity:
     observations:
       description:
         - One for each probe, in their order, with C(id), C(outcome), and a C(detail) that says more. C(rtt_ms) is the
-          round trip in milliseconds, C(mtu) the size in bytes of the largest IP packet that passed.
+          round trip in milliseconds, C(mtu) the size in bytes of the largest IP packet that passed, C(status) that of
+          an HTTP answer, C(certificate) the names in what a server showed, and until when it is good.
         - Where more than one attempt was made there are C(attempts) and C(failed), their numbers; C(ports), the local
           ports of failed ones, and C(endpoints), the addresses that a Service's led to as far as connection tracking
           tells, each with its attempts and failures.
@@ -243,6 +269,10 @@ def argument_spec():
         "name": {"type": "str"},
         "path": {"type": "str", "default": "/"},
         "status": {"type": "int"},
+        "statuses": {"type": "list", "elements": "int"},
+        "unwanted": {"type": "list", "elements": "int"},
+        "patience": {"type": "float"},
+        "proxy": {"type": "str", "choices": list(PROXY)},
         "verify": {"type": "bool", "default": True},
         "attempts": {"type": "int", "default": 1},
         "timeout": {"type": "float"},
@@ -254,7 +284,10 @@ def argument_spec():
         "source_pid": {"type": "int", "default": 0},
         **{
             name: {"type": "str", "default": ""}
-            for name in ("row", "source_node", "source_pod", "target_node", "target_pod", "target_service")
+            for name in (
+                *("row", "source_node", "source_pod", "target_node", "target_pod", "target_service"),
+                *("balancer", "backend"),
+            )
         },
     }
     return {

@@ -315,10 +315,15 @@ class _Source:
                 uid = proc.pod_uid(self.read(f"proc/{pid}/cgroup"))
                 if uid and uid not in found:
                     network = os.stat(self.root / f"proc/{pid}/ns/net").st_ino
-                    found[uid] = PodProcess(uid=uid, pid=pid, netns=network)
+                    listens = [] if network == host else self.listens(pid)
+                    found[uid] = PodProcess(uid=uid, pid=pid, netns=network, listens=listens)
             except OSError:
                 continue  # ended meanwhile
         return [process for process in found.values() if process["netns"] != host]
+
+    def listens(self, pid: int) -> List[str]:
+        paths = [f"proc/{pid}/net/{table}" for table in ("tcp", "tcp6")]
+        return [socket for path in paths if self.exists(path) for socket in proc.listening(self.read(path))]
 
 
 def _moment(timestamp: str) -> float:

@@ -26,6 +26,7 @@ DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
 _JSON = "application/json"
+_TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"  # what kubectl get shows
 CALICO = "/apis/crd.projectcalico.org/v1"
 
 Network = ipaddress.IPv4Network
@@ -102,15 +103,20 @@ class Api:
             raise ApiError(f"cannot load the credentials for {self.server}: {error}") from error
         self._local = threading.local()
 
-    def get(self, path: str) -> Tuple[int, str]:
+    def get(self, path: str, accept: str = _JSON) -> Tuple[int, str]:
         """Status and body. ApiError where there is no answer, or none for us (401, 403)."""
-        return self.send("GET", path)
+        return self.send("GET", path, accept=accept)
 
     def send(
-        self, method: str, path: str, content: Optional[Mapping[str, Any]] = None, content_type: str = _JSON
+        self,
+        method: str,
+        path: str,
+        content: Optional[Mapping[str, Any]] = None,
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> Tuple[int, str]:
         """The same for any method, with an object as content."""
-        headers = {**self._headers, "Content-Type": content_type} if content else self._headers
+        headers = {**self._headers, "Accept": accept, **({"Content-Type": content_type} if content else {})}
         try:
             status, body = self._answer(method, path, json.dumps(content) if content else None, headers)
         except (OSError, http.client.HTTPException) as error:
@@ -150,6 +156,16 @@ class Api:
     def item(self, path: str) -> Optional[Dict[str, Any]]:
         """One object; None where there is none."""
         status, body = self.get(path)
+        if status == 404:
+            return None
+        if status != 200:
+            raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
+        found: Dict[str, Any] = json.loads(body)
+        return found
+
+    def table(self, path: str) -> Optional[Dict[str, Any]]:
+        """What `kubectl get` shows of one object, without the object itself; None where there is none."""
+        status, body = self.get(f"{path}?includeObject=None", _TABLE)
         if status == 404:
             return None
         if status != 200:
@@ -254,6 +270,7 @@ def gather_cluster(api: Api) -> ClusterFacts:
     def reduced(what: str, reduce: Callable[[Dict[str, Any]], Any]) -> List[Any]:
         return [reduce(item) for item in lists[what] or []]
 
+    ingresses = reduced("ingresses", parse.ingress)
     facts = ClusterFacts(
         version=version,
         api={**states, "server": api.server},
@@ -263,8 +280,9 @@ def gather_cluster(api: Api) -> ClusterFacts:
         nodes=reduced("nodes", parse.node),
         pods=reduced("pods", parse.pod),
         services=parse.services(lists["services"] or [], lists["endpointslices"] or []),
-        ingresses=reduced("ingresses", parse.ingress),
+        ingresses=ingresses,
         ingress_classes=reduced("ingress_classes", parse.ingress_class),
+        secrets=_secrets(api, ingresses, errors),
         network_policies=reduced("network_policies", parse.network_policy),
         disruption_budgets=reduced("disruption_budgets", parse.disruption_budget),
         daemonsets=reduced("daemonsets", parse.daemonset),
@@ -334,6 +352,19 @@ def _ingress_nginx(api: Api, pods: List[Pod]) -> Dict[str, Any]:
     namespaces = {pod["namespace"] for pod in pods if parse.is_ingress_nginx(pod)}
     listed = [api.items(f"/api/v1/namespaces/{namespace}/configmaps") or [] for namespace in sorted(namespaces)]
     return parse.ingress_nginx(item for items in listed for item in items) if namespaces else {}
+
+
+def _secrets(api: Api, ingresses: List[Dict[str, Any]], errors: List[Dict[str, str]]) -> Dict[str, str]:
+    """Types of the Secrets that Ingresses name; their content is not asked for. Without the right to it: none."""
+    names = {(each["namespace"], tls["secret"]) for each in ingresses for tls in each["tls"] if tls["secret"]}
+    types: Dict[str, str] = {}
+    try:
+        for namespace, name in sorted(names):
+            table = api.table(f"/api/v1/namespaces/{namespace}/secrets/{name}")
+            types[f"{namespace}/{name}"] = parse.secret(table) if table else ""
+    except ApiError as error:
+        errors.append({"what": "secrets", "message": str(error)})
+    return types
 
 
 def _health(api: Api) -> Tuple[str, Dict[str, str]]:

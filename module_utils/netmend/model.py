@@ -63,6 +63,7 @@ class Interface(TypedDict):
     master: str
     addresses: List[str]  # CIDR, IPv4 and IPv6
     info: Dict[str, Any]  # info_data of the kind, e.g. vxlan: id, port, local, link
+    hairpin: Optional[bool]  # a bridge's port: whether it sends a frame back to where it came from; else None
     rx_packets: int
     tx_packets: int
     rx_dropped: int
@@ -164,6 +165,7 @@ class PodProcess(TypedDict):
     uid: str
     pid: int  # any process of the pod's sandbox
     netns: int  # inode; equals the host's for hostNetwork pods, which are left out
+    listens: List[str]  # TCP sockets in the pod's network namespace: "0.0.0.0:8080", "[::]:8080"
 
 
 class Certificate(TypedDict):
@@ -234,7 +236,10 @@ class Pod(TypedDict):
     reason: str
     owner: str  # "DaemonSet/web", "" for a bare pod
     labels: Dict[str, str]
-    ports: List[Dict[str, Any]]  # {"port": 8080, "protocol": "TCP", "hostPort": 0}
+    ports: List[Dict[str, Any]]  # {"name": "http", "port": 8080, "protocol": "TCP", "hostPort": 0}
+    readiness: Dict[str, Any]  # of an httpGet readinessProbe: {"path", "port" (number or name), "scheme"}; else {}
+    unscheduled: str  # what the scheduler says of a pod that it finds no node for; "" for all others
+    meant_for: str  # the node that a DaemonSet made it for, on a node yet or not; "" for all others
 
 
 class Service(TypedDict):
@@ -245,6 +250,7 @@ class Service(TypedDict):
     ports: List[Dict[str, Any]]  # {"name","port","targetPort","nodePort","protocol"}
     selector: Dict[str, str]
     external_traffic_policy: str
+    health_check_node_port: int  # answers 200 where there are local endpoints, else 503; 0 for none
     endpoints: List[Dict[str, Any]]  # from EndpointSlices: {"ip","node","port","protocol","ready","pod"}
 
 
@@ -259,6 +265,7 @@ class ClusterFacts(TypedDict):
     services: List[Service]
     ingresses: List[Dict[str, Any]]
     ingress_classes: List[Dict[str, Any]]
+    secrets: Dict[str, str]  # "namespace/name" of those that Ingresses name -> type; "" where there is none
     network_policies: List[Dict[str, Any]]
     disruption_budgets: List[Dict[str, Any]]  # {"namespace","name","selector","desired","expected"}: numbers of pods
     daemonsets: List[Dict[str, Any]]  # {"namespace","name","desired","ready","host_network","host_ports"}
@@ -279,8 +286,8 @@ class Probe(TypedDict, total=False):
     """What is asked, from where, of whom. ``id`` is unique in a run and readable: "pod-pod agent1>agent2"."""
 
     id: str
-    row: str  # host-host, host-pod, pod-pod, pod-clusterip, host-clusterip, pod-dns, node-nodeport, or "" (declared)
-    source_node: str
+    row: str  # host-host, host-pod, pod-pod, pod-clusterip, host-clusterip, pod-dns, node-nodeport, edge-*, or ""
+    source_node: str  # CONTROLLER for what the controller asks, which stands for the internet
     source_pod: str  # "namespace/name", "" = from the host
     source_pid: int  # a process in the pod's network namespace; 0 = from the host
     target_node: str  # "" where no node is meant (ClusterIP)
@@ -292,11 +299,18 @@ class Probe(TypedDict, total=False):
     name: str  # the DNS name asked for; the HTTP Host
     path: str  # HTTP path
     status: int  # http and https: the only status that is ok; 0 = any below 500
+    statuses: List[int]  # the same, where there are several
+    unwanted: List[int]  # statuses below 500 that are not ok either
+    patience: float  # seconds that an HTTP answer may take once connected; timeout, if it is absent
+    proxy: str  # the PROXY header before HTTP or TLS: "sent", "none", or "unknown" (either will do); absent = never
+    balancer: str  # the name of the balancer whose address this is, else ""
+    backend: str  # "namespace/service:port" that an Ingress leads to, where the probe is about it, else ""
     verify: bool  # https: whether a certificate that cannot be trusted is the outcome "tls"; true unless declared
     timeout: float  # seconds
     attempts: int  # made at once, each may meet another endpoint of a Service; the outcome is ok if all are; default 1
     source_port: int  # the local one, for TCP and UDP; 0 = any, and so it is where that one is taken
-    expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited)
+    expect: str  # an outcome; "ok" unless declared otherwise ("blocked" = timeout, refused, unreachable or prohibited;
+    #              "any": measured for comparison)
 
 
 class Observation(TypedDict, total=False):
@@ -309,6 +323,9 @@ class Observation(TypedDict, total=False):
     failed: int  # of them, otherwise than expected; what fails at one moment only is lost, and no fault
     ports: Dict[str, List[int]]  # local ports of failed attempts -> [attempts from there, failed ones]
     endpoints: Dict[str, List[int]]  # addresses that a Service's led to, as far as known -> the same of each
+    status: int  # of an HTTP answer
+    proxied: str  # what came of it the other way, with or without the PROXY header, where that passed
+    certificate: Dict[str, Any]  # {"subject", "issuer": common names, "names": DNS names, "not_after"}, for https
 
 
 class Moved(TypedDict):
@@ -320,6 +337,9 @@ class Moved(TypedDict):
     index: int  # 1-based as iptables counts; 0 = the policy
     spec: str
     packets: int  # how many more than before
+
+
+CONTROLLER = "the controller"
 
 
 class ProbeResult(TypedDict):
@@ -586,9 +606,11 @@ class Run(_Measured, total=False):
     """All that diagnosis sees: it gathers nothing itself."""
 
     underlay: Underlay  # absent where it was not measured
+    balancers: List[Balancer]
+    balancer_sources: List[str]  # addresses or CIDRs from which balancers reach the nodes: ufw_balancers
 
 
 def met(probe: Probe, observation: Observation) -> bool:
     """Whether a probe saw what it expects."""
     expected = probe.get("expect", "ok")
-    return observation["outcome"] in (BLOCKED if expected == "blocked" else (expected,))
+    return expected == "any" or observation["outcome"] in (BLOCKED if expected == "blocked" else (expected,))

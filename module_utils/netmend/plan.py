@@ -27,6 +27,8 @@ from .model import (
 )
 
 TIMEOUT = 2.0  # seconds; two SYNs
+# Rows that edge.py plans.
+EDGE = ("edge-balancer", "edge-health", "edge-node", "edge-service", "edge-pod", "edge-self", "edge-outside")
 KUBELET, API_SERVER, DNS = 10250, 6443, 53
 ETCD_CLIENT, ETCD_PEER = 2379, 2380
 
@@ -125,7 +127,11 @@ def summarise(probes: Iterable[Probe], results: Dict[str, ProbeResult]) -> Matri
 
 
 def destination(probe: Probe) -> str:
-    """What a report calls the other end: a node, a Service, or an address."""
+    """What a report calls the other end: a node, a Service, a site of the edge and the way to it, or an address."""
+    if probe.get("row") in EDGE:
+        by = probe.get("balancer") or probe.get("target_pod") or probe.get("target_node") or probe["address"]
+        site = probe.get("name") or probe.get("backend")
+        return f"{site} by {by}" if site else by
     return probe.get("target_node") or probe.get("target_service") or probe["address"]
 
 

@@ -16,18 +16,20 @@ import time
 from collections import deque
 from functools import cache
 from itertools import islice
-from typing import Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import conntrack, echo
 from .counters import losses, moved, risen, rulesets
 from .model import OUTCOMES, Observation, Probe, ProbeResult, met
-from .parse import dns
+from .parse import dns, x509
 from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
 
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
 AGAIN = 5  # attempts at another moment, all of which have to pass before a failure is taken for chance
+WAITED_FOR = 10.0  # seconds; an answer that took so long is believed: to ask again would take as long again
 ROUNDS = 100  # more would fill the nodes' tables of connections, which keep a closed one for two minutes
-EXPECTATIONS = (*OUTCOMES, "blocked")
+PROXY = ("sent", "none", "unknown")
+EXPECTATIONS = (*OUTCOMES, "blocked", "any")
 _LONGEST_STATUS_LINE = 8192
 
 
@@ -62,6 +64,7 @@ def run_probes(probes: Sequence[Probe], rounds: int = 1, concurrency: int = CONC
 class _Attempt(NamedTuple):
     observation: Observation
     port: int  # the local one; 0 where there is none
+    took: float  # seconds
     endpoint: str  # the address that a Service's led to; "" where not known
 
 
@@ -82,7 +85,8 @@ def _failed(probe: Probe, attempts: Iterable[_Attempt]) -> List[_Attempt]:
 
 def _doubtful(probe: Probe, moments: List[_Moment]) -> bool:
     """Whether chance may have failed it: no chance lets through what is to be blocked."""
-    return probe.get("expect", "ok") == "ok" and any(_failed(probe, moment) for moment in moments)
+    failed = _failed(probe, _all(moments))
+    return probe.get("expect", "ok") == "ok" and any(attempt.took < WAITED_FOR for attempt in failed)
 
 
 def _again(failed: List[Tuple[Probe, List[_Moment]]], of: int, concurrency: int) -> List[List[Probe]]:
@@ -140,7 +144,7 @@ def _at_once(asked: Sequence[Sequence[Probe]], concurrency: int) -> List[_Moment
     connections = [task.connection() for task in tasks]
     led = iter(conntrack.endpoints([connection for connection in connections if connection]))
     attempts = iter(
-        _Attempt(task.observation, task.port, next(led) if connection else "")
+        _Attempt(task.observation, task.port, task.took, next(led) if connection else "")
         for task, connection in zip(tasks, connections)
     )
     return [list(islice(attempts, len(each))) for each in asked]
@@ -171,6 +175,7 @@ def problem(probe: Probe) -> str:
     """What is wrong with a declared probe, as a clause; "" where nothing is."""
     protocol = probe.get("protocol", "")
     name = probe.get("name", "")
+    statuses = [*probe.get("statuses", []), *probe.get("unwanted", []), probe.get("status", 0) or 100]
     path = probe.get("path", "/")
     if protocol not in PROTOCOLS:
         return f"protocol {protocol!r} is none of {', '.join(PROTOCOLS)}"
@@ -186,10 +191,12 @@ def problem(probe: Probe) -> str:
         return f"name {name!r} is not a domain name"
     if not re.fullmatch(r"/[!-~]*", path):
         return f"path {path!r} is not an absolute path in printable ASCII"
-    if probe.get("status", 0) and not 100 <= probe["status"] <= 599:
+    if not all(100 <= status <= 599 for status in statuses):
         return "status must be from 100 to 599"
     if probe.get("timeout", TIMEOUT) <= 0:
         return "timeout must be more than 0 seconds"
+    if "proxy" in probe and probe["proxy"] not in PROXY:
+        return f"proxy {probe['proxy']!r} is none of {', '.join(PROXY)}"
     if _attempts(probe) < 1:
         return "attempts must be at least 1"
     if probe.get("expect", "ok") not in EXPECTATIONS:
@@ -203,11 +210,13 @@ class _Task:
     def __init__(self, probe: Probe, selector: selectors.BaseSelector) -> None:
         self.observation = Observation()
         self.until = 0.0
+        self.took = 0.0  # seconds, once it has ended
         self.port = 0  # the local one, once there is one
         self._probe = probe
         self._address = ""
         self._selector = selector
         self._descriptor = -1
+        self._started = time.monotonic()
         self._steps = PROTOCOLS[probe["protocol"]](probe)
         self._go_on(None)
 
@@ -227,14 +236,17 @@ class _Task:
         try:
             sock, events, self.until = self._steps.send(ready)
         except StopIteration as end:
-            self.observation = end.value
+            self._end(end.value)
         except Ended as end:
-            self.observation = end.observation
+            self._end(end.observation)
         else:
             if sock.type != socket.SOCK_RAW:
                 self._address, self.port = sock.getsockname()
             self._descriptor = sock.fileno()
             self._selector.register(self._descriptor, events, self)
+
+    def _end(self, observation: Observation) -> None:
+        self.observation, self.took = observation, time.monotonic() - self._started
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------
@@ -260,22 +272,75 @@ def _udp(probe: Probe) -> Steps:
 
 def _http(probe: Probe) -> Steps:
     """Ok when a status below 500 comes: the path works, whatever the application thinks of it; or the one wanted."""
-    timer = Timer(probe)
-    with opened(probe, socket.SOCK_STREAM) as sock:
-        yield from connect(sock, probe, timer)
-        return (yield from _get(sock, probe, timer))
+    return (yield from _either_way(probe, _http_once))
 
 
 def _https(probe: Probe) -> Steps:
+    return (yield from _either_way(probe, _https_once))
+
+
+def _either_way(probe: Probe, ask: Callable[[Probe, bool], Steps]) -> Steps:
+    """As asked; and where the answer may be one to a PROXY header (or to none), the other way, too."""
+    sent = probe.get("proxy") == "sent"
+    seen = yield from _observed(ask(probe, sent))
+    if "proxy" not in probe or not _may_be_of_proxy(seen):
+        return seen
+    other = yield from _observed(ask(probe, not sent))
+    if other["outcome"] != "ok" or _may_be_of_proxy(other):
+        return seen
+    way = f"with{'out' if sent else ''} the PROXY header"
+    if probe["proxy"] == "unknown":
+        return {**other, "detail": f"{other['detail']} {way}"}
+    outcome = "http" if seen["outcome"] == "ok" else seen["outcome"]
+    detail = f"{seen['detail']}; {way}: {other['detail']}"
+    return {**seen, "outcome": outcome, "detail": detail, "proxied": other["detail"]}
+
+
+def _observed(steps: Steps) -> Steps:
+    """The outcome, however it came about."""
+    try:
+        return (yield from steps)
+    except Ended as end:
+        return end.observation
+
+
+def _may_be_of_proxy(seen: Observation) -> bool:
+    """A server that expects the header ends what begins without it; one that does not takes it for a bad request."""
+    status = seen.get("status", 0)
+    return status == 400 or (not status and seen["outcome"] in ("http", "reset", "tls"))
+
+
+def _send_proxy_header(sock: socket.socket) -> None:
+    """Version 1 (haproxy.org: The PROXY protocol, 2.1), with the connection's own ends."""
+    (source, source_port), (destination, port) = sock.getsockname(), sock.getpeername()
+    sock.sendall(f"PROXY TCP4 {source} {destination} {source_port} {port}\r\n".encode())
+
+
+def _http_once(probe: Probe, proxy: bool) -> Steps:
+    timer = Timer(probe)
+    with opened(probe, socket.SOCK_STREAM) as sock:
+        yield from connect(sock, probe, timer)
+        timer.extend(probe.get("patience", 0.0))
+        if proxy:
+            _send_proxy_header(sock)
+        return (yield from _get(sock, probe, timer))
+
+
+def _https_once(probe: Probe, proxy: bool) -> Steps:
     timer = Timer(probe)
     with opened(probe, socket.SOCK_STREAM) as plain:
         yield from connect(plain, probe, timer)
+        timer.extend(probe.get("patience", 0.0))
+        if proxy:
+            _send_proxy_header(plain)
         context = _tls_context(probe.get("verify", True))
         name = probe.get("name") or probe["address"]
         try:
             with context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False) as sock:
                 yield from _handshake(sock, timer)
-                return (yield from _get(sock, probe, timer, ssl.SSLWantReadError))
+                certificate = _certificate(sock)
+                seen = yield from _observed(_get(sock, probe, timer, ssl.SSLWantReadError))
+                return {**seen, "certificate": certificate} if certificate else seen
         except ssl.SSLCertVerificationError as error:
             raise Ended("tls", error.verify_message) from None
         except ssl.SSLError as error:
@@ -346,9 +411,16 @@ def _get(sock: socket.socket, probe: Probe, timer: Timer, again: type[OSError] =
     status = re.match(rb"HTTP/\d(?:\.\d)? (\d{3})\b", head)
     if not status:
         raise Ended("http", "not an HTTP answer" if head else "closed without an answer")
-    found, wanted = int(status[1]), probe.get("status", 0)
-    is_ok = found == wanted if wanted else found < 500
-    return timer.observation(f"status {found}", "ok" if is_ok else "http")
+    found, wanted = int(status[1]), [*probe.get("statuses", []), *filter(None, [probe.get("status", 0)])]
+    is_ok = found in wanted if wanted else found < 500 and found not in probe.get("unwanted", [])
+    return {**timer.observation(f"status {found}", "ok" if is_ok else "http"), "status": found}
+
+
+def _certificate(sock: ssl.SSLSocket) -> Dict[str, Any]:
+    try:
+        return x509.identity(sock.getpeercert(binary_form=True) or b"")._asdict()
+    except ValueError:
+        return {}
 
 
 def _handshake(sock: ssl.SSLSocket, timer: Timer) -> Waiting[None]:

@@ -72,6 +72,10 @@ class Timer:
         self._started = time.monotonic()
         self.deadline = self._started + self.limit
 
+    def extend(self, seconds: float) -> None:
+        """So long from now, where that is longer."""
+        self.deadline = max(self.deadline, time.monotonic() + seconds)
+
     def observation(self, detail: str = "", outcome: str = "ok") -> Observation:
         milliseconds = round((time.monotonic() - self._started) * 1000, 3)
         return Observation(outcome=outcome, detail=detail, rtt_ms=milliseconds)

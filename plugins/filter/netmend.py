@@ -26,6 +26,7 @@ from ansible.module_utils.netmend import (  # noqa: E402
     balancers,
     calico_manifest,
     checklist,
+    edge,
     hetzner,
     ingress_nginx,
     overlays,
@@ -78,11 +79,29 @@ def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
     return {"expected_nodes": expected, "cluster": with_config(cluster, _nodes(hosts)), "server": server}
 
 
-def netmend_plan(names: Names, hostvars: Any, all_pairs: bool = False) -> dict[str, list[Any]]:
-    """Hosts -> the matrix's probes, by the node that is to run them."""
+def netmend_edge(balancers: Any, sources: Any = (), applications: Any = (), patience: Any = edge.PATIENCE) -> Any:
+    """What is declared of the edge -> the same, read; raises AnsibleFilterError that names what is wrong."""
+    try:
+        return {
+            "balancers": edge.read_balancers(_plain(balancers)),
+            "sources": _plain(sources),
+            "applications": _plain(applications),
+            "patience": edge.read_patience(patience),
+        }
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def netmend_plan(
+    names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False
+) -> dict[str, list[Any]]:
+    """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them."""
     hosts = _hosts(names, hostvars)
-    cluster = _stored(hosts, "netmend_facts")["cluster"]
-    return plan.by_node(plan.plan_matrix(_nodes(hosts), cluster, all_pairs=all_pairs))
+    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
+    said = _plain(_stored(hosts, "netmend_edge"))
+    of_edge = edge.Edge(cluster, said["balancers"], said["applications"])
+    matrix = [] if edge_alone else plan.plan_matrix(nodes, cluster, all_pairs=all_pairs)
+    return plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])])
 
 
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
@@ -112,15 +131,20 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     """Hosts, with their observations -> report.Judgement."""
     hosts = _hosts(names, hostvars)
     facts = {**_stored(hosts, "netmend_facts"), "nodes": _nodes(hosts)}
-    found = (host.get("netmend_connectivity", {}).get("netmend_connectivity") for host in hosts)
+    answers = [host.get(name, {}) for host in hosts for name in ("netmend_connectivity", "netmend_connectivity_here")]
+    found = (answer.get("netmend_connectivity") for answer in answers)
     results = {result["node"]: result for result in found if result}
+    said = _plain(_stored(hosts, "netmend_edge"))
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
-    run = {**facts, "probes": probes, "results": results, **({"underlay": underlay} if underlay else {})}
+    declared = {"balancers": said["balancers"], "balancer_sources": said["sources"]}
+    measured = {"underlay": underlay} if underlay else {}
+    run = {**facts, **declared, **measured, "probes": probes, "results": results}
     findings = diagnose(run)
     passing = underlay["overlays"] if underlay else {}
     matrix = plan.summarise(probes, results)
-    coverage = plan.coverage(probes, facts["cluster"])
+    is_matrix = any(probe["row"] not in plan.EDGE for probe in probes)
+    coverage = plan.coverage(probes, facts["cluster"]) if is_matrix else None
     return report.judge(
         matrix,
         findings,
@@ -438,6 +462,7 @@ class FilterModule:
             "netmend_balancer_problem": netmend_balancer_problem,
             "netmend_balancer_selectors": netmend_balancer_selectors,
             "netmend_balancers": netmend_balancers,
+            "netmend_edge": netmend_edge,
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,

@@ -93,7 +93,7 @@ def test_a_diagnosis_says_which_overlays_can_work(
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
     monkeypatch.setattr(filters, "walks", lambda run, findings: [])
-    stored = {"netmend_facts": facts, "netmend_probes": {}}
+    stored = {"netmend_facts": facts, "netmend_probes": {}, "netmend_edge": filters.netmend_edge([])}
     hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
     judgement = filters.netmend_diagnose(*hostvars(*hosts, **stored))
@@ -111,3 +111,35 @@ def test_a_diagnosis_says_which_overlays_can_work(
     skipped = [{**each, "netmend_underlay": {"skipped": True}} for each in hosts]
     assert filters.netmend_diagnose(*hostvars(*skipped, **stored))["overlays"] == {}
     assert "underlay" not in runs[-1]
+
+
+def test_what_is_declared_of_the_edge_has_its_defaults() -> None:
+    service = {"listen_port": 80, "destination_port": 31695, "health": {"port": 31695}}
+    said = filters.netmend_edge([{"name": "lb1", "address": "203.0.113.10", "services": [service]}], ["10.0.0.5"])
+    (balancer,) = said["balancers"]
+    assert (balancer["targets"], balancer["private"], said["sources"]) == ([], False, ["10.0.0.5"])
+    assert balancer["services"] == [
+        {
+            "protocol": "tcp", "listen_port": 80, "destination_port": 31695, "proxy_protocol": None,
+            "health": {"protocol": "tcp", "port": 31695, "path": "/", "codes": [200]},
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("balancers", "patience", "message"),
+    [
+        ([{"name": "lb1"}], 20, r"netmend_balancers\[0\].address is missing"),
+        ([{"name": "lb1", "address": "lb1.example"}], 20, r"netmend_balancers\[0\].address: 'lb1.example' is no IPv4"),
+        ([{"name": "lb1", "address": "203.0.113.1", "services": [{"listen_port": 0}]}], 20, "listen_port: 0 is no"),
+        ([{"name": "lb1", "address": "203.0.113.1", "services": [{"listen_port": 80, "protocol": "udp"}]}], 20,
+         r"services\[0\].protocol: 'udp' is none of http, https, tcp"),
+        ([{"name": "lb1", "address": "203.0.113.1", "targets": [{"address": "10.0.0.1", "status": {"80": "up"}}]}], 20,
+         r"targets\[0\].status.80: 'up' is none of healthy, unhealthy, unknown"),
+        ([], "soon", "netmend_patience: 'soon' is no number of seconds from 1 to 300"),
+        ([], 0, "netmend_patience: 0 is no number"),
+    ],
+)  # fmt: skip
+def test_what_is_wrongly_declared_of_the_edge_is_named(balancers: Any, patience: Any, message: str) -> None:
+    with pytest.raises(filters.AnsibleFilterError, match=message):
+        filters.netmend_edge(balancers, patience=patience)

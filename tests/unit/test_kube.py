@@ -367,3 +367,26 @@ def test_what_is_deduced_is_said_to_be() -> None:
     facts = kube.with_config(bare(["10.233.1.0/24", "10.233.4.0/24"], "10.110.0.1"), {})
     assert networks(facts) == ("10.233.0.0/21", "10.110.0.0/16", "10.110.0.10")
     assert [error["what"] for error in facts["errors"]] == ["cluster_cidr", "service_cidr"]
+
+
+def table(kind: str) -> str:
+    columns = [{"name": name} for name in ("Name", "Type", "Data", "Age")]
+    return json.dumps({"kind": "Table", "columnDefinitions": columns, "rows": [{"cells": ["tls", kind, 2, "5d"]}]})
+
+
+def test_of_secrets_that_ingresses_name_the_type_alone_is_asked(cluster: Cluster, tls: Path, fixtures: Path) -> None:
+    cluster.load(fixtures / "k3s-1.36.3" / "flannel" / "server0")
+    hosts = [{"hosts": [f"{name}.example"], "secretName": name} for name in ("tls", "gone")]
+    ingress = {"metadata": {"namespace": "shop", "name": "shop"}, "spec": {"tls": [*hosts, {"hosts": ["x.example"]}]}}
+    cluster.lists["/apis/networking.k8s.io/v1/ingresses"] = [ingress]
+    secrets = "/api/v1/namespaces/shop/secrets"
+    cluster.answers[f"{secrets}/tls"] = (200, table("kubernetes.io/tls"))
+    facts = gather_cluster(api(cluster, tls))
+    assert facts["secrets"] == {"shop/tls": "kubernetes.io/tls", "shop/gone": ""}
+    asked = [target for target in cluster.asked if "secrets" in target]
+    assert asked == [f"{secrets}/gone?includeObject=None", f"{secrets}/tls?includeObject=None"]
+
+    cluster.answers[f"{secrets}/gone"] = (403, "forbidden")
+    facts = gather_cluster(api(cluster, tls))
+    assert facts["secrets"] == {}
+    assert "refuses" in next(error["message"] for error in facts["errors"] if error["what"] == "secrets")

@@ -13,6 +13,7 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -422,7 +423,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     directory = tmp_path_factory.mktemp("tls")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-subj", "/CN=ingress", "-keyout", directory / "key", "-out", directory / "cert"],
+         "-subj", "/CN=ingress", "-addext", "subjectAltName=DNS:*.keybuzz.io,DNS:keybuzz.io",
+         "-keyout", directory / "key", "-out", directory / "cert"],
         check=True, capture_output=True,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -453,6 +455,73 @@ def test_https_without_verification(client: int, certificate: ssl.SSLContext) ->
     with listening(socket.SOCK_STREAM, over_tls(certificate)) as port:
         observed = outcome(client, "https", port, name="platform.keybuzz.io", verify=False)
     assert observed == ("http", "status 503")
+
+
+def test_https_says_whose_certificate_it_was_shown(client: int, certificate: ssl.SSLContext) -> None:
+    probe = Probe(id="x", protocol="https", address=SERVER_IP, name="my.keybuzz.io", verify=False, source_pid=client)
+    with listening(socket.SOCK_STREAM, over_tls(certificate)) as port:
+        (seen,) = run_probes([{**probe, "port": port, "expect": "http"}])
+    assert (seen["status"], seen["outcome"]) == (503, "http")
+    shown = seen["certificate"]
+    assert (shown["subject"], shown["issuer"], shown["names"]) == ("ingress", "ingress", ["*.keybuzz.io", "keybuzz.io"])
+    assert shown["not_after"] > time.time()
+
+
+def ingress(expects: bool) -> Callable[[socket.socket], None]:
+    """As nginx is with use-proxy-protocol, or without."""
+
+    def serve(sock: socket.socket) -> None:
+        with sock.accept()[0] as connection:
+            has_it = connection.recv(4096).startswith(f"PROXY TCP4 {CLIENT_IP} {SERVER_IP} ".encode())
+            if has_it == expects:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            elif not expects:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("expects", "proxy", "expected"),
+    [
+        (True, "sent", ("ok", "status 200")),
+        (False, "none", ("ok", "status 200")),
+        (True, "none", ("http", "closed without an answer; with the PROXY header: status 200")),
+        (False, "sent", ("http", "status 400; without the PROXY header: status 200")),
+        (True, "unknown", ("ok", "status 200 with the PROXY header")),
+        (False, "unknown", ("ok", "status 200")),
+    ],
+)
+def test_the_proxy_header_is_sent_or_not_and_tried_the_other_way(
+    client: int, expects: bool, proxy: str, expected: tuple[str, str]
+) -> None:
+    with listening(socket.SOCK_STREAM, ingress(expects)) as port:
+        assert outcome(client, "http", port, proxy=proxy) == expected
+
+
+def test_a_400_of_the_application_is_not_taken_for_one_of_the_header(client: int) -> None:
+    with listening(socket.SOCK_STREAM, answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        assert outcome(client, "http", port, proxy="none") == ("ok", "status 400")
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"), [({"statuses": [404]}, "ok"), ({"unwanted": [400, 404]}, "http"), ({}, "ok")]
+)
+def test_http_with_statuses_that_are_wanted_or_not(client: int, declared: dict[str, Any], expected: str) -> None:
+    with listening(socket.SOCK_STREAM, answering(b"HTTP/1.1 404 Not Found\r\n\r\n")) as port:
+        assert outcome(client, "http", port, **declared) == (expected, "status 404")
+
+
+def test_an_answer_is_waited_for_with_patience_once_connected(client: int) -> None:
+    def late(sock: socket.socket) -> None:
+        with sock.accept()[0] as connection:
+            connection.recv(4096)
+            time.sleep(0.6)
+            connection.sendall(b"HTTP/1.1 504 Gateway Time-out\r\n\r\n")
+
+    with listening(socket.SOCK_STREAM, late) as port:
+        assert outcome(client, "http", port, timeout=0.3, patience=5.0) == ("http", "status 504")
+        assert outcome(client, "http", port, timeout=0.3)[0] == "timeout"
 
 
 def test_https_to_a_server_that_speaks_http(client: int) -> None:

@@ -6,13 +6,27 @@ import json
 from typing import Dict, FrozenSet, Iterable, List, Tuple, TypeVar
 
 from ..model import Finding, Remedy, Run
-from . import calico, cluster, control_plane, dns, firewall, flannel, host, intermittent, mtu, overlay, service
+from . import (
+    backend,
+    calico,
+    cluster,
+    control_plane,
+    dns,
+    edge,
+    firewall,
+    flannel,
+    host,
+    intermittent,
+    mtu,
+    overlay,
+    service,
+)
 from .case import Case
 from .path import Paths
 from .registry import FAULTS, SYMPTOM, Fault, Suspicion
 
 # Importing them registers their faults.
-FAMILIES = (control_plane, host, service, firewall, flannel, overlay, calico, mtu, dns, cluster)
+FAMILIES = (control_plane, host, service, firewall, flannel, overlay, calico, mtu, dns, backend, edge, cluster)
 # Found from what the others leave, in this order.
 RESIDUES = (
     (intermittent.ENDPOINT_FAILS, intermittent.endpoint_fails),
@@ -30,6 +44,7 @@ def diagnose(run: Run) -> List[Finding]:
     case = Case(run)
     paths = Paths(case)
     found = [(fault, each) for fault in FAULTS.values() if fault.find for each in fault.find(case, paths)]
+    found = edge.reaching(case, found)
     for fault, residue in RESIDUES:
         explained = frozenset(probe for _, suspicion in found for probe in suspicion.explains)
         found += [(fault, each) for each in residue(case, paths, explained)]

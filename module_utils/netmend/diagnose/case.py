@@ -70,14 +70,11 @@ class Case:
 
     def said(self, probe: Probe) -> str:
         """The outcome, and what more is known of it: "unreachable (icmp host-unreachable from 10.0.0.111)"."""
-        detail = self._seen(probe).get("detail", "")
+        detail = self.seen(probe).get("detail", "")
         return f"{self.outcome(probe)} ({detail})" if detail else self.outcome(probe)
 
-    def _seen(self, probe: Probe) -> Observation:
-        return self.observations.get(probe["id"], Observation())
-
     def attempts(self, probe: Probe) -> Tally:
-        seen = self._seen(probe)
+        seen = self.seen(probe)
         return Tally(seen.get("attempts", 1), seen.get("failed", int(not self.met(probe))))
 
     def comes_and_goes(self, probe: Probe) -> bool:
@@ -91,17 +88,17 @@ class Case:
 
     def led(self, probe: Probe) -> Dict[str, Tally]:
         """The endpoints that a Service's address led to, as far as connection tracking told."""
-        seen = self._seen(probe)
+        seen = self.seen(probe)
         return {address: Tally(*tally) for address, tally in seen.get("endpoints", {}).items()}
 
     def ports(self, probe: Probe) -> Dict[str, Tally]:
         """The local ports from which attempts failed."""
-        seen = self._seen(probe)
+        seen = self.seen(probe)
         return {port: Tally(*tally) for port, tally in seen.get("ports", {}).items()}
 
     def passed(self, probe: Probe) -> int:
         """Bytes of the largest IP packet that passed with DF; 0 where none did, or none was to be measured."""
-        return self._seen(probe).get("mtu", 0)
+        return self.seen(probe).get("mtu", 0)
 
     def met(self, probe: Probe) -> bool:
         """Whether the probe came out as expected."""
@@ -158,6 +155,24 @@ class Case:
 
     def by_node_port(self, probe: Probe) -> bool:
         return probe.get("address", "") in self._nodes_by_ip and probe.get("port", 0) in self._node_ports
+
+    def node_port(self, port: int) -> Optional[Service]:
+        """The Service that has the NodePort."""
+        found = self._node_ports.get(port)
+        return found[0] if found else None
+
+    def behind_node_port(self, port: int) -> List[Endpoint]:
+        return self._behind(*self._node_ports[port]) if port in self._node_ports else []
+
+    def seen(self, probe: Probe) -> Observation:
+        """Empty where nothing came back."""
+        return self.observations.get(probe["id"], Observation())
+
+    def listens(self, pod: Pod) -> List[str]:
+        """The TCP sockets in the pod's network namespace, as far as known: "0.0.0.0:8080"."""
+        facts = self.nodes.get(pod["node"])
+        processes = facts["pods"] if facts else []
+        return next((each.get("listens", []) for each in processes if each["uid"] == pod["uid"]), [])
 
     def _behind(self, service: Service, port: Dict[str, Any]) -> List[Endpoint]:
         numbers = {port.get("targetPort"), port["port"]}

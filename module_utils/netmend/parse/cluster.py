@@ -60,6 +60,9 @@ def pod(item: Object) -> Pod:
         owner=_owner(meta),
         labels=meta.get("labels", {}),
         ports=_ports(spec),
+        readiness=_readiness(spec),
+        unscheduled=_unscheduled(status),
+        meant_for=_meant_for(spec),
     )
 
 
@@ -88,6 +91,11 @@ def ingress(item: Object) -> Dict[str, Any]:
         "class": spec.get("ingressClassName")
         or item["metadata"].get("annotations", {}).get("kubernetes.io/ingress.class", ""),
         "paths": paths,
+        # What an ingress-nginx speaks to the pods: HTTP unless it is told otherwise.
+        "protocol": item["metadata"]
+        .get("annotations", {})
+        .get("nginx.ingress.kubernetes.io/backend-protocol", "HTTP")
+        .upper(),
         "tls": [{"hosts": tls.get("hosts", []), "secret": tls.get("secretName", "")} for tls in spec.get("tls", [])],
         "addresses": [
             entry.get("ip") or entry.get("hostname", "")
@@ -223,6 +231,7 @@ def _service(item: Object, endpoints: Dict[Any, List[Dict[str, Any]]]) -> Servic
         ],
         selector=spec.get("selector", {}),
         external_traffic_policy=spec.get("externalTrafficPolicy", ""),
+        health_check_node_port=spec.get("healthCheckNodePort", 0),
         endpoints=endpoints.get((meta["namespace"], meta["name"]), []),
     )
 
@@ -280,6 +289,38 @@ def _waiting(status: Object) -> str:
     return next((str(state["reason"]) for state in states if "reason" in state), "")
 
 
+def _readiness(spec: Object) -> Dict[str, Any]:
+    """Of the first container that is asked by HTTP whether it is ready."""
+    for container in spec.get("containers", []):
+        asked = container.get("readinessProbe", {}).get("httpGet")
+        if asked:
+            return {"path": asked.get("path", "/"), "port": asked["port"], "scheme": asked.get("scheme", "HTTP")}
+    return {}
+
+
+def _unscheduled(status: Object) -> str:
+    scheduled = _condition(status, "PodScheduled")
+    return scheduled.get("message", "") if scheduled.get("status") == "False" else ""
+
+
+def _meant_for(spec: Object) -> str:
+    """A DaemonSet's pods are held to their node by its name (Kubernetes: pkg/controller/daemon/util)."""
+    terms = (
+        spec.get("affinity", {})
+        .get("nodeAffinity", {})
+        .get("requiredDuringSchedulingIgnoredDuringExecution", {})
+        .get("nodeSelectorTerms", [])
+    )
+    fields = (field for term in terms for field in term.get("matchFields", []) if field["key"] == "metadata.name")
+    return next((str(field["values"][0]) for field in fields), "")
+
+
+def secret(table: Object) -> str:
+    """The type of a Secret, from the API's table of it, which has no content."""
+    columns = [column["name"] for column in table["columnDefinitions"]]
+    return str(table["rows"][0]["cells"][columns.index("Type")])
+
+
 def _owner(meta: Object) -> str:
     """A pod of a Deployment belongs to a ReplicaSet that carries the Deployment's name and the template's hash."""
     owner = controller(meta)
@@ -292,7 +333,12 @@ def _owner(meta: Object) -> str:
 
 def _ports(spec: Object) -> List[Dict[str, Any]]:
     return [
-        {"port": port["containerPort"], "protocol": port.get("protocol", "TCP"), "hostPort": port.get("hostPort", 0)}
+        {
+            "name": port.get("name", ""),
+            "port": port["containerPort"],
+            "protocol": port.get("protocol", "TCP"),
+            "hostPort": port.get("hostPort", 0),
+        }
         for container in spec.get("containers", [])
         for port in container.get("ports", [])
     ]

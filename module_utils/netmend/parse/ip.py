@@ -75,6 +75,7 @@ def _interface(item: Dict[str, Any], addresses: List[Dict[str, Any]]) -> Interfa
         master=item.get("master", ""),
         addresses=[f"{entry['local']}/{entry['prefixlen']}" for entry in addresses if "local" in entry],
         info=kind.get("info_data", {}),
+        hairpin=kind.get("info_slave_data", {}).get("hairpin"),
         rx_packets=received.get("packets", 0),
         tx_packets=sent.get("packets", 0),
         rx_dropped=received.get("dropped", 0),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import sys
 from typing import Dict, List
 
 from ..model import BgpConnection, Socket
 
+_LISTEN = "0A"  # linux/tcp_states.h
 _PROCESS = re.compile(r'users:\(\("([^"]*)"')
 # In a cgroup's path: pod<uid> (cgroupfs), or kubepods-besteffort-pod<uid with _>.slice (systemd).
 _POD = re.compile(r"\bkubepods.*[/-]pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
@@ -52,6 +55,22 @@ def sockets(text: str) -> List[Socket]:
             )
         )
     return found
+
+
+def listening(text: str) -> List[str]:
+    """From /proc/PID/net/tcp or tcp6: "0.0.0.0:8080", "[::]:8080" of each socket that listens."""
+    rows = (line.split() for line in text.splitlines()[1:])
+    return [_socket_address(row[1]) for row in rows if row[3] == _LISTEN]
+
+
+def _socket_address(text: str) -> str:
+    """The kernel writes an address as words of four bytes, each in the machine's order (net/ipv4/tcp_ipv4.c)."""
+    words, _, port = text.partition(":")
+    raw = bytes.fromhex(words)
+    if sys.byteorder == "little":
+        raw = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
+    address = ipaddress.ip_address(raw)
+    return f"[{address}]:{int(port, 16)}" if address.version == 6 else f"{address}:{int(port, 16)}"
 
 
 def bgp(text: str) -> List[BgpConnection]:

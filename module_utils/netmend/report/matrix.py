@@ -19,6 +19,13 @@ MEANINGS = {
     "host-clusterip": "From a node to Services by their ClusterIP",
     "pod-dns": "From a pod to the cluster's DNS, by UDP and TCP",
     "node-nodeport": "From a node to NodePorts on every node",
+    "edge-balancer": "From outside to the Ingresses' hosts by each balancer",
+    "edge-health": "On each node what the balancers' health checks ask there",
+    "edge-node": "From a node to the Ingresses' hosts by each ingress controller's ports",
+    "edge-service": "From an ingress controller's node to the Services behind Ingresses",
+    "edge-pod": "From an ingress controller's node to the pods behind Ingresses",
+    "edge-self": "From inside the pods behind Ingresses to themselves, and to their own Service",
+    "edge-outside": "From pods, and from their nodes, to a balancer outside of the cluster",
 }
 
 

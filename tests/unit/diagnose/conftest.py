@@ -7,6 +7,8 @@ import ipaddress
 import json
 
 import pytest
+from ansible.module_utils.netmend.edge import Edge, plan_edge
+from ansible.module_utils.netmend.model import CONTROLLER
 from ansible.module_utils.netmend.parse import cluster, ip, k3s, proc, ufw
 from ansible.module_utils.netmend.parse.iptables import parse_rule, parse_save
 from ansible.module_utils.netmend.plan import plan_matrix
@@ -15,6 +17,15 @@ STATES = ("flannel", "flannel-ufw-blocks", "both-overlays", "swapped-leftovers",
 NODES = ("server0", "agent0", "agent1")
 NOW = 1795250021.0  # when the machines were captured
 DNS_NODE = "server0"
+INGRESS = ("agent0", "agent1")  # where its controller is, and the applications
+# Name -> host, port, path of the readinessProbe.
+APPLICATIONS = {
+    "keybuzz-api": ("platform-api.keybuzz.io", 8080, "/health"),
+    "keybuzz-front": ("platform.keybuzz.io", 3000, "/"),
+    "keybuzz-my-ui": ("my.keybuzz.io", 80, "/"),
+}
+BALANCERS = {"lb1": "203.0.113.201", "lb2": "203.0.113.202"}
+BALANCER_SOURCES = ["10.0.0.5", "10.0.0.6"]
 
 
 class Bench:
@@ -36,6 +47,7 @@ class Bench:
                 "pods": self.pods,
                 "services": cluster.services(_items(directory, "services"), _items(directory, "endpointslices")),
                 "network_policies": [],
+                "secrets": {},
                 **{key: [] for key in ("ingresses", "ingress_classes", "daemonsets", "errors")},
                 "calico": _calico(directory),
                 "ingress_nginx": {},
@@ -51,7 +63,8 @@ class Bench:
             {
                 "namespace": "kube-system", "name": "coredns-1", "uid": "uid-coredns", "node": DNS_NODE, "ip": address,
                 "host_network": False, "ready": True, "phase": "Running", "reason": "", "owner": "Deployment/coredns",
-                "labels": {"k8s-app": "kube-dns"}, "ports": [{"port": 53, "protocol": "TCP", "hostPort": 0}],
+                "labels": {"k8s-app": "kube-dns"}, "unscheduled": "", "meant_for": "", "readiness": {},
+                "ports": [{"name": "", "port": 53, "protocol": "TCP", "hostPort": 0}],
             }
         )  # fmt: skip
         self.run["cluster"]["dns_ip"] = "10.43.0.10"
@@ -73,17 +86,114 @@ class Bench:
         self.ends["kube-system/kube-dns"] = {DNS_NODE}
         self.plan()
 
+    def with_edge(self):
+        """An ingress on both agents, three applications behind it and two balancers in front, and plans anew."""
+        run = self.run["cluster"]
+        self.application("web")["ports"][0]["nodePort"] = 30095  # as captured, it has the ingress's
+        run["ingress_classes"] = [{"name": "nginx", "controller": "k8s.io/ingress-nginx", "default": False}]
+        labels = {"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller"}
+        ports = {"http": 80, "https": 443}
+        controllers = [
+            self.pod(node, "ingress-nginx", f"ingress-nginx-controller-{node}", labels, ports=ports, host_network=True)
+            for node in INGRESS
+        ]
+        node_ports = [("http", 80, "http", 31695), ("https", 443, "https", 32720)]
+        self.service(
+            "ingress-nginx", "ingress-nginx-controller", labels, controllers, address="10.43.0.200", ports=node_ports
+        )
+        for number, (name, (host, port, path)) in enumerate(APPLICATIONS.items()):
+            of_it = {"ports": {"http": port}, "path": path, "number": number}
+            pods = [self.pod(node, "keybuzz", f"{name}-{node}", {"app": name}, **of_it) for node in INGRESS]
+            address = f"10.43.0.{210 + number}"
+            self.service("keybuzz", name, {"app": name}, pods, address=address, ports=[("http", 80, port, 0)])
+            tls = [{"hosts": [host], "secret": f"{name}-tls"}] if name == "keybuzz-api" else []
+            run["ingresses"].append(
+                {
+                    "namespace": "keybuzz", "name": name, "class": "nginx", "tls": tls, "protocol": "HTTP",
+                    "addresses": [self.member(node)["internal_ip"] for node in INGRESS],
+                    "paths": [{"host": host, "path": "/", "service": name, "port": 80}],
+                }
+            )  # fmt: skip
+            self.ends[f"keybuzz/{name}"] = set(INGRESS)
+        run["secrets"] = {"keybuzz/keybuzz-api-tls": "kubernetes.io/tls"}
+        targets = [{"address": self.member(node)["internal_ip"], "status": {}} for node in INGRESS]
+        self.run["balancers"] = [
+            {
+                "name": name, "address": address, "private": True, "targets": targets,
+                "services": [
+                    {"protocol": "tcp", "listen_port": listen, "destination_port": port, "proxy_protocol": False,
+                     "health": {"protocol": "tcp", "port": port, "path": "", "codes": []}}
+                    for listen, port in ((80, 31695), (443, 32720))
+                ],
+            }
+            for name, address in BALANCERS.items()
+        ]  # fmt: skip
+        self.run["balancer_sources"] = BALANCER_SOURCES
+        self.plan()
+
+    def pod(self, node, namespace, name, labels, *, ports, path="", number=0, host_network=False):
+        """A Ready pod, with a process that listens on its ports."""
+        network = ipaddress.ip_network(self.member(node)["pod_cidr"])
+        pod = {
+            "namespace": namespace, "name": name, "uid": f"uid-{name}", "node": node, "labels": labels,
+            "ip": self.member(node)["internal_ip"] if host_network else str(network[210 + number]),
+            "host_network": host_network, "ready": True, "phase": "Running", "reason": "",
+            "owner": f"Deployment/{name.removesuffix(f'-{node}')}", "unscheduled": "", "meant_for": "",
+            "ports": [{"name": key, "port": port, "protocol": "TCP", "hostPort": port if host_network else 0}
+                      for key, port in ports.items()],
+            "readiness": {"path": path, "port": next(iter(ports.values())), "scheme": "HTTP"} if path else {},
+        }  # fmt: skip
+        self.pods.append(pod)
+        if not host_network:
+            listens = [f"0.0.0.0:{port}" for port in ports.values()]
+            self.node(node)["pods"].append({"uid": pod["uid"], "pid": 200 + number, "netns": 2, "listens": listens})
+        return pod
+
+    def service(self, namespace, name, selector, pods, *, address, ports):
+        service = {
+            "namespace": namespace, "name": name, "selector": selector, "cluster_ip": address,
+            "type": "NodePort" if ports[0][3] else "ClusterIP", "external_traffic_policy": "Cluster",
+            "health_check_node_port": 0,
+            "ports": [{"name": key, "port": port, "targetPort": target, "nodePort": node_port, "protocol": "TCP"}
+                      for key, port, target, node_port in ports],
+            "endpoints": [
+                {"ip": pod["ip"], "node": pod["node"], "protocol": "TCP", "ready": True,
+                 "pod": f"{namespace}/{pod['name']}",
+                 "port": next(each["port"] for each in pod["ports"] if target in (each["port"], each["name"]))}
+                for _, _, target, _ in ports for pod in pods
+            ],
+        }  # fmt: skip
+        self.run["cluster"]["services"].append(service)
+
+    def fail_sites(self, name, status, seconds=0.0, **more):
+        """Lets the requests fail that an ingress is to hand on to an application."""
+        return self.fail(
+            lambda probe: probe["row"] in ("edge-balancer", "edge-node") and is_about(probe, name),
+            "http", **{"status": status, "detail": f"status {status}", "rtt_ms": 1000 * seconds + 4.0, **more},
+        )  # fmt: skip
+
+    def fail_rows(self, name, *rows, outcome="refused", **more):
+        """Lets the probes of these rows fail that are about an application."""
+        return self.fail(lambda probe: probe["row"] in rows and is_about(probe, name), outcome, **more)
+
+    def application(self, name):
+        return next(each for each in self.run["cluster"]["services"] if each["name"] == name)
+
+    def pods_of(self, name):
+        return [pod for pod in self.pods if pod["labels"].get("app") == name]
+
     def plan(self):
         """Plans the matrix, and lets every probe pass that did not fail before."""
         before = self.run.get("results", {})
         seen = {each["id"]: each for result in before.values() for each in result["observations"]}
         self.run["probes"] = plan_matrix(self.run["nodes"], self.run["cluster"])
+        self.run["probes"] += plan_edge(self.run["nodes"], Edge(self.run["cluster"], self.run.get("balancers", [])))
         self.run["results"] = {
             node: {"node": node, "moved": [], "observations": [], "risen": before.get(node, {}).get("risen", {})}
-            for node in self.run["nodes"]
+            for node in [*self.run["nodes"], CONTROLLER]
         }
         for probe in self.run["probes"]:
-            observation = seen.get(probe["id"], {"id": probe["id"], "outcome": "ok", "detail": ""})
+            observation = seen.get(probe["id"], _passing(probe))
             self.run["results"][probe["source_node"]]["observations"].append(observation)
 
     def fail(self, when, outcome="timeout", **more):
@@ -203,6 +313,20 @@ class Bench:
             return bool(by_node_port or leaves or any(end == node for _, end in self.crossings(probe)))
 
         return needs
+
+
+def is_about(probe, name):
+    return probe.get("backend", "").startswith(f"keybuzz/{name}:")
+
+
+def _passing(probe):
+    observation = {"id": probe["id"], "outcome": "ok", "detail": ""}
+    if probe["protocol"] in ("http", "https"):
+        observation.update(status=200, detail="status 200", rtt_ms=12.0)
+    if probe["protocol"] == "https":
+        names = {"subject": probe["name"], "issuer": "R11", "names": [probe["name"]], "not_after": NOW + 5e6}
+        observation["certificate"] = names
+    return observation
 
 
 def _stays(probe):

@@ -11,6 +11,8 @@ import pytest
 from ansible.module_utils.netmend.diagnose import diagnose
 from ansible.module_utils.netmend.diagnose.registry import FAULTS
 
+from .conftest import is_about
+
 NOW = 1795250021.0  # of the bench
 CATALOGUE = Path(__file__).parents[3] / "docs" / "faults.md"
 NODES = ("server0", "agent0", "agent1")
@@ -24,6 +26,15 @@ class Case(NamedTuple):
     state: str = "flannel"
     others: tuple = ()  # what is named behind it, because it is in, too
     dns: bool = False  # CoreDNS runs
+    edge: bool = False  # so do an ingress, applications and balancers
+
+
+def prepared(bench, *cases):
+    if any(case.dns for case in cases):
+        bench.with_dns()
+    if any(case.edge for case in cases):
+        bench.with_edge()
+    return bench
 
 
 def vxlan_dropped_by_host(bench):
@@ -101,7 +112,7 @@ def kube_services_jump_missing(bench):
         bench.delete("agent0", hook, "KUBE-SERVICES", table="nat")
 
     def asks_there(probe):
-        at = probe["target_node"] if probe["row"] == "node-nodeport" else probe["source_node"]
+        at = probe["target_node"] if probe["row"] in ("node-nodeport", "edge-node") else probe["source_node"]
         return at == "agent0" and bool(probe.get("target_service"))
 
     return bench.fail(asks_there)
@@ -371,6 +382,183 @@ def cni_config_not_read(bench):
     return []
 
 
+def selector_mismatch(bench):
+    service = bench.application("keybuzz-front")
+    service["selector"], service["endpoints"] = {"app": "keybuzz-frontend"}, []
+    return without_endpoints(bench, "keybuzz-front")
+
+
+def without_endpoints(bench, name):
+    bench.plan()
+    return bench.fail_sites(name, 503) + bench.fail_rows(name, "edge-service")
+
+
+def ingress_backend_missing(bench):
+    """The application is scaled to none."""
+    bench.pods[:] = [pod for pod in bench.pods if pod not in bench.pods_of("keybuzz-front")]
+    bench.application("keybuzz-front")["endpoints"] = []
+    return without_endpoints(bench, "keybuzz-front")
+
+
+def readiness_fails(bench):
+    for pod in bench.pods_of("keybuzz-api"):
+        pod.update(ready=False, reason="ContainersNotReady", readiness={**pod["readiness"], "path": "/never"})
+    for end in bench.application("keybuzz-api")["endpoints"]:
+        end["ready"] = False
+    bench.plan()
+    inside = {"status": 404, "detail": "status 404"}
+    assert bench.fail(lambda probe: probe.get("path") == "/never", "ok", **inside)
+    return bench.fail_sites("keybuzz-api", 503) + bench.fail_rows("keybuzz-api", "edge-service")
+
+
+def target_port_mismatch(bench):
+    service = bench.application("keybuzz-front")
+    service["ports"][0]["targetPort"] = 3001
+    for end in service["endpoints"]:
+        end["port"] = 3001
+    bench.plan()
+    direct = bench.fail_rows("keybuzz-front", "edge-service", "edge-pod", "edge-self", detail="RST")
+    return direct + bench.fail_sites("keybuzz-front", 502)
+
+
+def slow_application(bench):
+    silence = {"detail": "connected, but no answer"}
+    direct = bench.fail(
+        lambda probe: probe.get("path") and probe["row"] in BEHIND and is_about(probe, "keybuzz-my-ui"),
+        "timeout",
+        **silence,
+    )
+    return direct + bench.fail_sites("keybuzz-my-ui", 504, 60)
+
+
+BEHIND = ("edge-service", "edge-pod", "edge-self")
+
+
+def policy_denies_ingress(bench):
+    bench.run["cluster"]["network_policies"].append(
+        {"namespace": "keybuzz", "name": "default-deny", "pod_selector": {}, "types": ["Ingress"], "ingress": [],
+         "egress": []}
+    )  # fmt: skip
+    bench.plan()
+    crossing = bench.fail(
+        lambda probe: probe["row"] == "edge-pod" and is_about(probe, "keybuzz-api")
+        and probe["source_node"] != probe["target_node"], "refused", detail="icmp port-unreachable from 10.0.0.110",
+    )  # fmt: skip
+    for pod in bench.pods_of("keybuzz-api"):
+        jump = f"-d {pod['ip']}/32 -j KUBE-POD-FW-KEYBUZZAPI"
+        bench.insert(pod["node"], "KUBE-ROUTER-FORWARD", jump)
+        reject = "-m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable"
+        bench.insert(pod["node"], "KUBE-POD-FW-KEYBUZZAPI", reject, packets=9)
+    return crossing + bench.fail_sites("keybuzz-api", 502)
+
+
+def hairpin_off(bench):
+    veths = [each for each in bench.node("agent1")["interfaces"] if each["kind"] == "veth"]
+    assert {each["hairpin"] for each in veths} == {True}
+    for each in veths:
+        each["hairpin"] = False
+    own = {pod["ip"]: [6, 6] for pod in bench.pods if pod["namespace"] == "keybuzz" and pod["node"] == "agent1"}
+    return bench.fail(
+        lambda probe: probe["row"] == "edge-self" and probe["source_node"] == "agent1" and probe.get("target_service"),
+        "timeout", attempts=12, failed=6, endpoints=own,
+    )  # fmt: skip
+
+
+def host_port_conflict(bench):
+    controller = next(pod for pod in bench.pods if pod["name"] == "ingress-nginx-controller-agent1")
+    traefik = {"svccontroller.k3s.cattle.io/svcname": "traefik"}
+    bench.pod("agent1", "kube-system", "svclb-traefik-x", traefik, ports={"http": 80})["ports"][0]["hostPort"] = 80
+    bench.pods[-1]["host_network"] = True
+    message = "0/3 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."
+    controller.update(
+        node="", ip="", ready=False, phase="Pending", reason="Unschedulable", meant_for="agent1", unscheduled=message
+    )
+    ends = bench.application("ingress-nginx-controller")["endpoints"]
+    ends[:] = [end for end in ends if end["node"] != "agent1"]
+    bench.plan()
+    return []
+
+
+def node_port_blocked_for_balancer(bench):
+    for node in ("agent0", "agent1"):
+        bench.enable_ufw(node)
+        bench.drop_by_policy(node, "INPUT", packets=40)
+        bench.insert(node, "INPUT", "-s 10.0.0.0/24 -p tcp -m multiport --dports 80,443 -j DROP")
+        for peer in ("100", "110", "111"):
+            bench.insert(node, "INPUT", f"-s 10.0.0.{peer}/32 -j ACCEPT")
+        bench.insert(node, "INPUT", "-s 10.42.0.0/16 -j ACCEPT")
+        rule = bench.chain(node, "INPUT")["rules"][4]
+        bench.chain(node, "INPUT")["rules"][4] = {
+            **rule,
+            "target": "ufw-drop-edge",
+            "spec": rule["spec"][:-4] + "ufw-drop-edge",
+        }
+        bench.insert(node, "ufw-drop-edge", "-j DROP", packets=31)
+    return bench.fail(
+        lambda probe: probe["row"] == "edge-balancer", "http", status=503, detail="status 503", rtt_ms=3.0
+    )
+
+
+def external_traffic_policy_local(bench):
+    service = bench.application("ingress-nginx-controller")
+    service.update(external_traffic_policy="Local", health_check_node_port=32111)
+    bench.pods[:] = [pod for pod in bench.pods if pod["name"] != "ingress-nginx-controller-agent1"]
+    service["endpoints"][:] = [end for end in service["endpoints"] if end["node"] != "agent1"]
+    for balancer in bench.run["balancers"]:
+        for each in balancer["services"]:
+            each["health"]["port"] = 10250
+    bench.plan()
+    return bench.fail(lambda probe: probe["row"] == "edge-balancer", "timeout", attempts=10, failed=5)
+
+
+def balancer_checks_wrong_port(bench):
+    for each in bench.run["balancers"][0]["services"]:
+        each["health"]["port"] = 31699
+    bench.plan()
+    checks = bench.fail(lambda probe: probe["row"] == "edge-health" and probe["port"] == 31699, "refused", detail="RST")
+    by_it = bench.fail(
+        lambda probe: probe["row"] == "edge-balancer" and probe["balancer"] == "lb1", "http", status=503,
+        detail="status 503", rtt_ms=2.0,
+    )  # fmt: skip
+    return checks + by_it
+
+
+def proxy_protocol_mismatch(bench):
+    for balancer in bench.run["balancers"]:
+        for each in balancer["services"]:
+            each["proxy_protocol"] = True
+    bench.plan()
+    doors = bench.fail(
+        lambda probe: probe["row"] == "edge-node" and probe["port"] in (31695, 32720), "http", status=400,
+        detail="status 400; without the PROXY header: status 200", proxied="status 200", rtt_ms=2.0,
+    )  # fmt: skip
+    return doors + bench.fail(lambda probe: probe["row"] == "edge-balancer", "http", status=400, detail="status 400")
+
+
+def ingress_class_mismatch(bench):
+    ingress = bench.run["cluster"]["ingresses"][1]
+    ingress.update({"class": "ngnix", "addresses": []})
+    bench.plan()
+    return bench.fail_sites("keybuzz-front", 404)
+
+
+def tls_secret_missing(bench):
+    bench.run["cluster"]["secrets"]["keybuzz/keybuzz-api-tls"] = ""
+    fake = "Kubernetes Ingress Controller Fake Certificate"
+    shown = {"subject": fake, "issuer": fake, "names": ["ingress.local"], "not_after": NOW + 3e7}
+    assert bench.fail(lambda probe: probe["protocol"] == "https", "ok", certificate=shown)
+    return []
+
+
+def egress_masquerade_missing(bench):
+    rules = bench.chain("agent1", "FLANNEL-POSTRTG", "nat")["rules"]
+    assert [rule for rule in rules if rule["target"] == "MASQUERADE"]
+    rules[:] = [rule for rule in rules if rule["target"] != "MASQUERADE"]
+    pods = lambda probe: probe["row"] == "edge-outside" and probe["source_node"] == "agent1" and probe.get("source_pod")  # noqa: E731
+    assert bench.fail(pods, "timeout", detail="no answer to SYN")
+    return []
+
+
 AROUND_AGENT0 = ["agent0>agent1", "agent0>server0", "agent1>agent0", "server0>agent0"]
 CASES = {
     "coredns-down": Case(coredns_down, ["kube-system/kube-dns"], "", dns=True),
@@ -415,6 +603,23 @@ CASES = {
     "pool-outside-cluster-cidr": Case(pool_outside_cluster_cidr, ["IPPool netmend-ipip"], "", "swapped-clean"),
     "two-ipams-overlap": Case(two_ipams_overlap, ["IPPool netmend-ipip"], "", "both-overlays"),
     "cni-config-not-read": Case(cni_config_not_read, ["agent0", "agent1"], "", "both-overlays"),
+    "selector-mismatch": Case(selector_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
+    "ingress-backend-missing": Case(ingress_backend_missing, ["keybuzz/keybuzz-front"], "", edge=True),
+    "readiness-fails": Case(readiness_fails, ["keybuzz/keybuzz-api"], "", edge=True),
+    "target-port-mismatch": Case(target_port_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
+    "policy-denies-ingress": Case(policy_denies_ingress, ["keybuzz/keybuzz-api"], "", edge=True),
+    "hairpin-off": Case(hairpin_off, ["agent1"], "", edge=True),
+    "host-port-conflict": Case(host_port_conflict, ["agent1"], "", edge=True),
+    "node-port-blocked-for-balancer": Case(node_port_blocked_for_balancer, ["agent0", "agent1"], "ufw", edge=True),
+    "external-traffic-policy-local": Case(
+        external_traffic_policy_local, ["ingress-nginx/ingress-nginx-controller"], "", edge=True
+    ),
+    "balancer-checks-wrong-port": Case(balancer_checks_wrong_port, ["lb1"], "", edge=True),
+    "proxy-protocol-mismatch": Case(proxy_protocol_mismatch, ["lb1", "lb2"], "", edge=True),
+    "ingress-class-mismatch": Case(ingress_class_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
+    "tls-secret-missing": Case(tls_secret_missing, ["keybuzz/keybuzz-api"], "", edge=True),
+    "egress-masquerade-missing": Case(egress_masquerade_missing, ["agent1"], "k3s_restart", edge=True),
+    "slow-application": Case(slow_application, ["keybuzz/keybuzz-my-ui"], "", edge=True),
     "node-unreachable": Case(node_unreachable, ["agent1"], "", others=("node-not-ready",)),
     "node-not-ready": Case(node_not_ready, ["agent1"], ""),
     "api-unhealthy": Case(api_unhealthy, ["https://10.0.0.100:6443"], ""),
@@ -435,9 +640,7 @@ def test_every_known_fault_is_tested_here():
 @pytest.mark.parametrize("fault", CASES)
 def test_a_fault_is_named_first_and_accounts_for_all_that_fails(captured, fault):
     case = CASES[fault]
-    bench = captured(case.state)
-    if case.dns:
-        bench.with_dns()
+    bench = prepared(captured(case.state), case)
     failed = case.put_in(bench)
     findings = diagnose(bench.run)
     assert names(findings) == [fault, *case.others]
@@ -463,9 +666,12 @@ APART = (
 )
 HIDDEN = (
     ("firewall-flush", "forward-drop-without-accept"),  # a flush takes the accepts away, too
+    ("node-port-blocked-for-balancer", "kubelet-dropped-by-host"),  # nodes are let in before all rules of UFW
     ("accept-before-policy", "stale-network-policy"),  # what is accepted early gets to no policy's chain
 )
-FLANNEL = [fault for fault, case in CASES.items() if case.state.startswith("flannel") and fault not in APART]
+EDGE = [fault for fault, case in CASES.items() if case.edge]
+OF_FLANNEL = [fault for fault, case in CASES.items() if case.state.startswith("flannel") and fault not in APART]
+FLANNEL = [fault for fault in OF_FLANNEL if fault not in EDGE]
 PAIRS = [pair for pair in itertools.combinations(FLANNEL, 2) if pair not in HIDDEN]
 
 
@@ -473,14 +679,17 @@ PAIRS = [pair for pair in itertools.combinations(FLANNEL, 2) if pair not in HIDD
 CALICO = [fault for fault, case in CASES.items() if case.state == "swapped-clean" and fault not in APART]
 ANYWHERE = ("kube-services-jump-missing", "port-dropped-by-host", "node-not-ready", "api-unhealthy")
 PAIRS += itertools.product(CALICO, ANYWHERE)
+# The edge is before the network: with a fault of each layer behind it, and of two applications.
+BEHIND_IT = ("kube-services-jump-missing", "kubelet-dropped-by-host", "node-not-ready")
+PAIRS += [pair for pair in itertools.product(EDGE, BEHIND_IT) if pair not in HIDDEN]
+PAIRS += itertools.combinations(("selector-mismatch", "readiness-fails", "slow-application", "hairpin-off"), 2)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 def test_two_faults_at_once_are_each_found_and_causes_come_first(captured, pair):
     states = {CASES[fault].state for fault in pair}
     bench = captured(next((state for state in ("swapped-clean", "flannel-ufw-blocks") if state in states), "flannel"))
-    if any(CASES[fault].dns for fault in pair):
-        bench.with_dns()
+    prepared(bench, *(CASES[fault] for fault in pair))
     failed = [probe for fault in pair for probe in CASES[fault].put_in(bench)]
     findings = diagnose(bench.run)
     found = names(findings)

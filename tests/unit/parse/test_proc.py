@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,25 @@ def test_sockets(node: Path) -> None:
     assert (
         proc.sockets('udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:* users:(("r",pid=1,fd=3))')[0]["address"] == "127.0.0.53"
     )
+
+
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+   1: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2 1 0 100 0 0 10 0
+   2: 0502010A:A2C4 0A00000A:1538 01 00000000:00000000 00:00000000 00000000     0        0 3 1 0 20 4 30 10 -1
+"""
+TABLE6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue
+   0: 00000000000000000000000000000000:0BB8 00000000000000000000000000000000:0000 0A 00000000:00000000
+   1: 00000000000000000000000001000000:0BB9 00000000000000000000000000000000:0000 0A 00000000:00000000
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the tables were written by a little-endian machine")
+def test_what_listens_in_a_network_namespace() -> None:
+    assert proc.listening(TABLE) == ["127.0.0.1:8080", "0.0.0.0:80"]
+    assert proc.listening(TABLE6) == ["[::]:3000", "[::1]:3001"]
 
 
 def test_bgp() -> None:

@@ -1,0 +1,145 @@
+"""What was asked along the way from the internet to the applications, by backend and by balancer, and in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+
+from ..edge import Edge, Site, services_of
+from ..model import Balancer, BalancerService, Observation, Probe, Remedy, Service
+from .case import Case, ids
+from .registry import Suspicion
+
+AT_ONCE = 1.0  # seconds; nobody was waited for
+NAMED = 3  # in a sentence
+NO_FREE_PORTS = "free ports"  # Kubernetes: pkg/scheduler/framework/plugins/nodeports, ErrReason
+
+
+class Failing(NamedTuple):
+    """A backend of Ingresses, some of whose probes fail."""
+
+    edge: Edge
+    site: Site
+    service: Optional[Service]
+    probes: List[Probe]
+    failed: List[Probe]
+
+    @property
+    def name(self) -> str:
+        return f"{self.site.namespace}/{self.site.service}"
+
+    def rows(self, *rows: str) -> List[Probe]:
+        return [probe for probe in self.probes if probe["row"] in rows]
+
+    def inside(self, pod: str = "") -> List[Probe]:
+        """What pods, or one of them, asked themselves, by no Service."""
+        own = [probe for probe in self.rows("edge-self") if not probe.get("target_service")]
+        return [probe for probe in own if pod in ("", probe["target_pod"])]
+
+    def said(self, case: Case) -> str:
+        through = [probe for probe in self.failed if probe["row"] in ("edge-balancer", "edge-node")]
+        return f"{requests(case, through or self.failed)}."
+
+    def suspicion(self, evidence: List[str], remedy: Remedy, confidence: float, ruled_out: Sequence[str]) -> Suspicion:
+        return Suspicion(self.name, evidence, remedy, confidence, ids(self.failed), ruled_out)
+
+
+class Through(NamedTuple):
+    """A balancer's service, and what was asked by it and behind it."""
+
+    balancer: Balancer
+    service: BalancerService
+    targets: Dict[str, Dict[str, str]]  # node -> status by listening port
+    asked: List[Probe]
+    failed: List[Probe]
+    doors: List[Probe]  # the same port of the nodes, asked by nodes
+    health: List[Probe]
+
+    @property
+    def suffers(self) -> bool:
+        """Whether requests fail, or the balancer says itself that targets do."""
+        port = str(self.service["listen_port"])
+        return bool(self.failed) or any(status.get(port) == "unhealthy" for status in self.targets.values())
+
+    def said(self, case: Case) -> str:
+        if self.failed:
+            return requests(case, self.failed)
+        return f"{self.balancer['name']}: of {len(self.asked)} requests none fails"
+
+
+def read(case: Case) -> Edge:
+    return Edge(case.cluster, case.run.get("balancers", []))
+
+
+def failing_backends(case: Case) -> Iterator[Failing]:
+    edge = read(case)
+    for site in {site.backend: site for site in reversed(edge.sites)}.values():
+        probes = probes_of(case, site.backend)
+        failed = [probe for probe in probes if not case.met(probe)]
+        if failed:
+            yield Failing(edge, site, edge.service(site), probes, failed)
+
+
+def through_balancers(case: Case) -> Iterator[Through]:
+    edge = read(case)
+    for balancer in edge.balancers:
+        of_it = [probe for probe in case.run["probes"] if probe.get("balancer") == balancer["name"]]
+        for service in services_of(balancer):
+            at_port = [
+                each for each in of_it if each["row"] == "edge-balancer" and each["port"] == service["listen_port"]
+            ]
+            yield Through(
+                balancer,
+                service,
+                edge.targets(balancer),
+                at_port,
+                [probe for probe in at_port if not case.met(probe)],
+                [
+                    probe
+                    for probe in case.run["probes"]
+                    if probe["row"] == "edge-node" and probe["port"] == service["destination_port"]
+                ],
+                [probe for probe in of_it if probe["row"] == "edge-health"],
+            )
+
+
+def probes_of(case: Case, backend: str, *rows: str) -> List[Probe]:
+    return [
+        probe for probe in case.run["probes"] if probe.get("backend") == backend and (not rows or probe["row"] in rows)
+    ]
+
+
+def requests(case: Case, probes: Iterable[Probe]) -> str:
+    """ "7 of 20 requests fail by lb1, agent1:31695 (6 status 503 at once, 1 timeout)"."""
+    asked = list(probes)
+    tallies = [case.attempts(probe) for probe in asked]
+    seen = Counter[str]()
+    for probe, tally in zip(asked, tallies):
+        observed = case.seen(probe)
+        status = observed.get("status", 0)
+        seen[(f"status {status}" if status else case.outcome(probe)) + after(observed)] += tally.failed
+    by = list(dict.fromkeys(way(probe) for probe in asked))
+    more = f" and {len(by) - NAMED} more ways" if len(by) > NAMED else ""
+    failed, made = sum(tally.failed for tally in tallies), sum(tally.attempts for tally in tallies)
+    return f"{failed} of {made} requests fail by {', '.join(by[:NAMED])}{more} ({counts(seen)})"
+
+
+def way(probe: Probe) -> str:
+    if probe.get("balancer"):
+        return probe["balancer"]
+    return f"{probe.get('target_node') or probe['address']}:{probe['port']}"
+
+
+def after(seen: Observation) -> str:
+    took = seen.get("rtt_ms", 0.0) / 1000
+    if not seen.get("status"):
+        return ""
+    return " at once" if took < AT_ONCE else f" after {took:.0f} s"
+
+
+def counts(seen: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in seen.most_common(NAMED))
+
+
+def listed(labels: Dict[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in labels.items())

@@ -1,0 +1,215 @@
+"""The edge: what is odd and well there, what looks alike, and what fails before what is broken behind it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible.module_utils.netmend.diagnose import diagnose
+
+from .conftest import is_about
+
+
+@pytest.fixture
+def edge(flannel):
+    flannel.with_edge()
+    return flannel
+
+
+def named(bench):
+    return [finding["fault"] for finding in diagnose(bench.run)]
+
+
+# --- healthy, however odd ---
+
+
+def as_it_is(bench):
+    pass
+
+
+def an_application_without_an_answer_at_its_root(bench):
+    """Without a readinessProbe nobody knows a path that it has."""
+    for pod in bench.pods_of("keybuzz-front"):
+        pod["readiness"] = {}
+    bench.plan()
+    bench.fail(
+        lambda probe: is_about(probe, "keybuzz-front") and probe.get("path"), "ok", status=404, detail="status 404"
+    )
+
+
+def an_ingress_without_a_class_that_is_served(bench):
+    bench.run["cluster"]["ingresses"][1]["class"] = ""
+    bench.plan()
+
+
+def a_class_whose_application_says_404_itself(bench):
+    an_ingress_without_a_class_that_is_served(bench)
+    an_application_without_an_answer_at_its_root(bench)
+
+
+def a_default_certificate_for_all_hosts(bench):
+    bench.run["cluster"]["secrets"]["keybuzz/keybuzz-api-tls"] = ""
+    shown = {"subject": "", "issuer": "R11", "names": ["*.keybuzz.io"], "not_after": 2e9}
+    bench.fail(lambda probe: probe["protocol"] == "https", "ok", certificate=shown)
+
+
+def a_local_service_whose_balancer_checks_tell_where_it_is(bench):
+    service = bench.application("ingress-nginx-controller")
+    service.update(external_traffic_policy="Local", health_check_node_port=32111)
+    service["endpoints"][:] = [end for end in service["endpoints"] if end["node"] != "agent1"]
+    for balancer in bench.run["balancers"]:
+        balancer["targets"] = copy.deepcopy(balancer["targets"])
+        balancer["targets"][1]["status"] = {"80": "unhealthy", "443": "unhealthy"}
+    bench.plan()
+
+
+def a_firewall_that_lets_the_balancers_in(bench):
+    for node in ("agent0", "agent1"):
+        bench.enable_ufw(node)
+        bench.drop_by_policy(node, "INPUT")
+        bench.insert(node, "INPUT", "-s 10.0.0.0/24 -p tcp -m multiport --dports 80,443 -j ACCEPT")
+
+
+def hairpin_off_where_no_pod_asks_itself(bench):
+    for interface in bench.node("agent1")["interfaces"]:
+        interface["hairpin"] = False if interface["kind"] == "veth" else interface["hairpin"]
+
+
+def a_pod_that_finds_no_memory(bench):
+    message = "0/3 nodes are available: 3 Insufficient memory."
+    bench.pod("agent1", "keybuzz", "big", {}, ports={"http": 80}).update(
+        node="", ip="", ready=False, phase="Pending", unscheduled=message
+    )
+
+
+def a_policy_that_lets_the_nodes_in(bench):
+    rule = {"from": [{"ipBlock": {"cidr": "10.0.0.0/16"}}]}
+    bench.run["cluster"]["network_policies"].append(
+        {"namespace": "keybuzz", "name": "x", "pod_selector": {}, "types": ["Ingress"], "ingress": [rule], "egress": []}
+    )
+    bench.plan()
+
+
+def nodes_that_do_not_reach_the_internet(bench):
+    bench.fail(lambda probe: probe["row"] == "edge-outside", "timeout")
+
+
+def a_pod_that_is_not_ready_beside_one_that_is(bench):
+    pod = bench.pods_of("keybuzz-api")[0]
+    pod.update(ready=False, reason="ContainersNotReady")
+    bench.application("keybuzz-api")["endpoints"][0]["ready"] = False
+    bench.plan()
+    bench.fail(lambda probe: probe["row"] == "edge-self" and probe.get("expect") == "any", "refused")
+
+
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        as_it_is,
+        an_application_without_an_answer_at_its_root,
+        an_ingress_without_a_class_that_is_served,
+        a_class_whose_application_says_404_itself,
+        a_default_certificate_for_all_hosts,
+        a_local_service_whose_balancer_checks_tell_where_it_is,
+        a_firewall_that_lets_the_balancers_in,
+        hairpin_off_where_no_pod_asks_itself,
+        a_pod_that_finds_no_memory,
+        a_policy_that_lets_the_nodes_in,
+        nodes_that_do_not_reach_the_internet,
+        a_pod_that_is_not_ready_beside_one_that_is,
+    ],
+)
+def test_odd_but_healthy(edge, oddity):
+    oddity(edge)
+    assert named(edge) == []
+
+
+# --- look-alikes ---
+
+
+def test_what_a_broken_overlay_does_to_the_sites_is_said_with_it(edge):
+    behind = edge.fail(edge.crosses("agent0"))
+    before = edge.fail_sites("keybuzz-api", 504, 15)
+    (finding,) = diagnose(edge.run)
+    assert finding["fault"] == "vxlan-dropped-by-fabric"
+    assert set(finding["explains"]) == {*behind, *before}
+    assert any("status 504 after 15 s" in sentence and "lb1" in sentence for sentence in finding["evidence"])
+
+
+def test_a_door_that_a_firewall_closes_accounts_for_what_the_balancers_get(edge):
+    edge.insert("agent1", "INPUT", "-i vec0 -p tcp -m tcp --dport 80 -j DROP", packets=5)
+    doors = edge.fail(
+        lambda probe: probe["row"] == "edge-node" and (probe["target_node"], probe["port"]) == ("agent1", 80)
+    )
+    some = {"attempts": 30, "failed": 3, "status": 504, "detail": "3 of 30 attempts: status 504"}
+    by_balancers = edge.fail(
+        lambda probe: probe["row"] == "edge-balancer" and probe["protocol"] == "http", "http", **some
+    )
+    findings = diagnose(edge.run)
+    assert set(doors + by_balancers) == {probe for finding in findings for probe in finding["explains"]}
+    assert "unexplained" not in [finding["fault"] for finding in findings]
+
+
+def test_an_ingress_that_fails_for_no_known_reason_is_not_called_well(edge):
+    edge.fail_sites("keybuzz-api", 502)
+    (finding,) = diagnose(edge.run)
+    assert (finding["fault"], finding["confidence"]) == ("unexplained", 1.0)
+
+
+def test_a_block_that_no_policy_asks_for_is_not_put_on_one(edge):
+    a_policy_that_lets_the_nodes_in(edge)
+    edge.fail_rows("keybuzz-api", "edge-pod")
+    assert "policy-denies-ingress" not in named(edge)
+
+
+def test_an_application_that_fails_itself_is_told_from_the_network(edge):
+    edge.fail_rows("keybuzz-api", "edge-pod", "edge-self", outcome="http", status=500, detail="status 500", rtt_ms=9.0)
+    edge.fail_sites("keybuzz-api", 500)
+    finding = diagnose(edge.run)[0]
+    assert (finding["fault"], finding["remedy"]["role"]) == ("slow-application", "")
+    assert "no change of the network" in finding["remedy"]["text"]
+
+
+def test_a_pod_that_listens_on_its_loopback_alone_is_said_to(edge):
+    pods = edge.pods_of("keybuzz-front")
+    for facts in edge.run["nodes"].values():
+        for process in facts["pods"]:
+            if process["uid"] in [pod["uid"] for pod in pods]:
+                process["listens"] = ["127.0.0.1:3000", "[::1]:3000"]
+    edge.fail_rows("keybuzz-front", "edge-pod", "edge-self", "edge-service")
+    edge.fail_sites("keybuzz-front", 502)
+    (finding,) = diagnose(edge.run)
+    assert finding["fault"] == "target-port-mismatch"
+    assert "not on its loopback alone" in finding["remedy"]["text"]
+
+
+def test_without_the_balancers_own_addresses_their_block_is_less_sure_and_no_role_runs(edge):
+    edge.run["balancer_sources"] = []
+    for node in ("agent0", "agent1"):
+        edge.enable_ufw(node)
+        edge.drop_by_policy(node, "INPUT")
+        for source in ("10.0.0.0/16", "10.42.0.0/16"):
+            edge.insert(node, "INPUT", f"-s {source} -j ACCEPT")
+    edge.fail(lambda probe: probe["row"] == "edge-balancer", "http", status=503, detail="status 503")
+    finding = diagnose(edge.run)[0]
+    assert (finding["fault"], finding["remedy"]["role"]) == ("node-port-blocked-for-balancer", "")
+    assert finding["confidence"] < 0.9
+    assert "ufw_balancers" in finding["remedy"]["text"]
+
+
+def test_a_rule_that_lets_pods_past_the_masquerading_is_named_and_left(edge):
+    edge.insert("agent1", "POSTROUTING", "-s 10.42.0.0/16 -d 203.0.113.0/24 -j RETURN", table="nat", packets=4)
+    edge.fail(
+        lambda probe: probe["row"] == "edge-outside" and probe["source_node"] == "agent1" and probe.get("source_pod")
+    )
+    (finding,) = diagnose(edge.run)
+    assert (finding["fault"], finding["remedy"]["role"]) == ("egress-masquerade-missing", "")
+    assert finding["remedy"]["command"].endswith("-D POSTROUTING -s 10.42.0.0/16 -d 203.0.113.0/24 -j RETURN")
+
+
+def test_a_missing_endpoint_without_pods_is_no_matter_of_the_selector(edge):
+    edge.application("keybuzz-front").update(selector={"app": "other"}, endpoints=[])
+    edge.pods[:] = [pod for pod in edge.pods if pod not in edge.pods_of("keybuzz-front")]
+    edge.plan()
+    edge.fail_sites("keybuzz-front", 503)
+    assert named(edge)[0] == "ingress-backend-missing"
