@@ -70,11 +70,7 @@ def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Ch
     resources = Resources(api)
     changes: List[Change] = []
     for stage in _stages(objects):
-        # In a namespace that would be made only now, nobody can be asked what would become of an object.
-        made = {each.after["metadata"]["name"] for each in changes if dry_run and each.after and not each.before}
-        changes += [Change(named(item), None, item) for item in stage if _namespace(item) in made]
-        asked = [item for item in stage if _namespace(item) not in made]
-        wanted = [change for change in _each(lambda item: _change(api, resources, item), asked) if change]
+        wanted = [change for change in _each(lambda item: _change(api, resources, item), stage) if change]
         changes += [change for change, _ in wanted]
         if dry_run:
             continue

@@ -144,7 +144,7 @@ def test_a_dry_run_tells_all_and_writes_nothing():
     assert server.stored == {}
 
 
-def test_a_dry_run_asks_nobody_about_a_namespace_that_is_to_be_made():
+def test_a_dry_run_tells_an_object_as_given_whose_namespace_is_to_be_made():
     server = Server()
     assert apply(server, [CONFIG, NAMESPACE], dry_run=True)[-1] == Change("ConfigMap calico/config", None, CONFIG)
     apply(server, [NAMESPACE])
