@@ -331,7 +331,7 @@ class _View:
             return "its Deployment's maxSurge is 0"
         affinity = pod.item["spec"].get("affinity", {}).get("podAntiAffinity", {})
         terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", [])
-        if any(_matches(term.get("labelSelector"), pod.facts["labels"]) for term in terms):
+        if any(matches(term.get("labelSelector"), pod.facts["labels"]) for term in terms):
             return "its podAntiAffinity keeps its like away"
         return ""
 
@@ -350,14 +350,14 @@ class _View:
 
     def _budgets_of(self, pod: _Pod) -> Dict[str, _Count]:
         budgets = self.budgets[pod.facts["namespace"]]
-        mine = [_key(item) for item in budgets if _matches(item["spec"].get("selector"), pod.facts["labels"])]
+        mine = [_key(item) for item in budgets if matches(item["spec"].get("selector"), pod.facts["labels"])]
         return {name: self.counts[name] for name in mine}
 
     def _count(self, budget: Object) -> _Count:
         """As pkg/controller/disruption of kubernetes/kubernetes does it, which rounds percentages up."""
         namespace, spec = budget["metadata"]["namespace"], budget["spec"]
         pods = [pod for pod in self.pods if pod.facts["namespace"] == namespace]
-        pods = [pod for pod in pods if _matches(spec.get("selector"), pod.facts["labels"])]
+        pods = [pod for pod in pods if matches(spec.get("selector"), pod.facts["labels"])]
         owners = Counter(pod.owner for pod in pods if not pod.released)
         known = {owner: self.controllers.get(owner) for owner in owners}
         expected = sum(_wanted(item) if item else owners[owner] for owner, item in known.items())
@@ -429,7 +429,7 @@ def _asked(selector: Object) -> Set[str]:
     return needed | set(selector.get("matchLabels") or {})
 
 
-def _matches(selector: Optional[Object], labels: Mapping[str, str]) -> bool:
+def matches(selector: Optional[Object], labels: Mapping[str, str]) -> bool:
     """As the API does it: an empty selector matches all, none at all matches nothing."""
     if selector is None or not (selector.get("matchLabels") or {}).items() <= labels.items():
         return False

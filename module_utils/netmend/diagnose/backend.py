@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any, Dict, Iterator, List, Tuple
 
 from ..model import Observation, Pod, Probe, Remedy
+from ..pod_replacement import matches
 from .case import BLOCKED, Case, contains, ids
 from .edge_view import NAMED, NO_FREE_PORTS, Failing, after, counts, failing_backends, listed
 from .firewall import policy_controller_is_off
@@ -72,7 +73,9 @@ def ingress_backend_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
         elif _meant(case, failing):
             continue
         else:
-            seen = f"{failing.name}: the selector {listed(service['selector'])} matches no pod, and no pod beside it"
+            seen = (
+                f"{failing.name}: the selector {listed(service['selector'])} matches no pod, nor is another one meant"
+            )
             text = "Deploy the application, or scale it up: no pod is there."
         command = f"kubectl -n {site.namespace} get ingress,service,deployment,daemonset"
         yield failing.suspicion(
@@ -89,11 +92,10 @@ def readiness_fails(case: Case, paths: Paths) -> Iterator[Suspicion]:
     for failing in failing_backends(case):
         service = failing.service
         pods = failing.edge.selected(service) if service else []
-        if not service or not pods or any(end["ready"] for end in service["endpoints"]) or any(map(_is_ready, pods)):
+        if not service or not pods or any(each["ready"] for each in (*service["endpoints"], *pods)):
             continue
-        pending = all(NO_FREE_PORTS in pod["unscheduled"] for pod in pods)
-        if pending:
-            continue
+        if all(NO_FREE_PORTS in pod["unscheduled"] for pod in pods):
+            continue  # which is a fault of its own
         reasons = Counter(pod["reason"] or pod["phase"] for pod in pods)
         asked = {probe["target_pod"]: probe for probe in failing.inside() if probe.get("expect") == "any"}
         answers = [
@@ -259,10 +261,6 @@ def hairpin_off(case: Case, paths: Paths) -> Iterator[Suspicion]:
         )
 
 
-def _is_ready(pod: Pod) -> bool:
-    return pod["ready"]
-
-
 def _meant(case: Case, failing: Failing) -> List[Pod]:
     """Pods beside a Service without any that no Service selects, and that have a label or the port of it."""
     service = failing.service
@@ -345,22 +343,8 @@ def _holding(case: Case, pod: Pod) -> List[Dict[str, Any]]:
         for policy in case.cluster["network_policies"]
         if policy["namespace"] == pod["namespace"]
         and "Ingress" in policy.get("types", [])
-        and _selects(policy.get("pod_selector", {}), pod["labels"])
+        and matches(policy.get("pod_selector", {}), pod["labels"])
     ]
-
-
-def _selects(selector: Dict[str, Any], labels: Dict[str, str]) -> bool:
-    """A LabelSelector; an empty one selects everything."""
-    if not selector.get("matchLabels", {}).items() <= labels.items():
-        return False
-    for each in selector.get("matchExpressions", []):
-        value, operator = labels.get(each["key"]), each["operator"]
-        if operator in ("Exists", "DoesNotExist"):
-            if (value is None) == (operator == "Exists"):
-                return False
-        elif (value in each.get("values", [])) != (operator == "In"):
-            return False
-    return True
 
 
 def _admits(policy: Dict[str, Any], sources: List[str], port: int) -> bool:
