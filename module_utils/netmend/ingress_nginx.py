@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     service_selector: Labels  # the DaemonSet's pods alone
     replaces: List[Object]  # Deployments of the controller, which go when the DaemonSet serves
     webhooks: List[Object]  # configurations by which the API server asks a controller that will not answer
+    settled: bool  # whether each node has the DaemonSet's pod of now
     room: int  # nodes on which its pods can start before these have gone
 
 
@@ -75,6 +76,7 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
             for name in replaced
         ],
         webhooks=[] if wanted.webhook else [item for item in live if _asks(item, wanted)],
+        settled=all(_is_settled(item) for item in live if item["kind"] == "DaemonSet"),
         room=len(set(places) - taken),
     )
 
@@ -82,6 +84,12 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
 def _is_controller(item: Object) -> bool:
     labels = item["spec"]["template"]["metadata"].get("labels", {})
     return all(labels.get(key, value) == value for key, value in LABELS.items()) and "app.kubernetes.io/name" in labels
+
+
+def _is_settled(daemonset: Object) -> bool:
+    status = daemonset["status"]
+    counts = {status.get(key, 0) for key in ("desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable")}
+    return bool(status.get("observedGeneration") == daemonset["metadata"].get("generation")) and len(counts) == 1
 
 
 def _asks(item: Object, wanted: Wanted) -> bool:

@@ -9,6 +9,7 @@ from ansible.module_utils.netmend.ingress_nginx import LABELS, OWN, Plan, Wanted
 
 NAMESPACE, NAME = "ingress-nginx", "ingress-nginx-controller"
 WANTED = Wanted(NAMESPACE, NAME, [], {"ingress-nginx": "true"}, "nginx", "k8s.io/ingress-nginx", [31695, 32720], False)
+COUNTS = ("desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable")
 HELM = {**LABELS, "app.kubernetes.io/instance": "edge"}
 
 
@@ -31,7 +32,8 @@ class Cluster:
 
     def has(self, kind: str, name: str, labels: dict[str, str], selector: dict[str, str]) -> None:
         spec = {"selector": {"matchLabels": selector}, "template": {"metadata": {"labels": labels}}}
-        self.live.append({"kind": kind, "metadata": {"name": name}, "spec": spec})
+        status = {"observedGeneration": 1, **dict.fromkeys(COUNTS, 2)}
+        self.live.append({"kind": kind, "metadata": {"name": name, "generation": 1}, "spec": spec, "status": status})
 
     def listens(self, node: str, port: int, process: str) -> None:
         self.sockets[node].append({"protocol": "tcp", "address": "0.0.0.0", "port": port, "process": process})
@@ -108,6 +110,15 @@ def test_a_daemonset_that_is_there_keeps_its_selector(cluster: Cluster) -> None:
     assert seen.service_selector == {**HELM, **OWN}
     cluster.live[0]["spec"]["template"]["metadata"]["labels"] = seen.labels
     assert cluster.plan() == seen
+
+
+@pytest.mark.parametrize("count", ["observedGeneration", "updatedNumberScheduled", "numberAvailable"])
+def test_a_daemonset_that_is_still_being_updated_is_waited_for(cluster: Cluster, count: str) -> None:
+    assert cluster.plan().settled
+    cluster.has("DaemonSet", NAME, HELM, HELM)
+    assert cluster.plan().settled
+    del cluster.live[0]["status"][count]
+    assert not cluster.plan().settled
 
 
 def test_deployments_of_something_else_stay(cluster: Cluster) -> None:
