@@ -238,8 +238,10 @@ class Rollout:
             if workload:
                 wait_until_up(self._api, self._namespace, workload["kind"], self._name, self._limits)
             remove(self._api, [self._kept()])
-        except (ApiError, NotUp) as error:
+        except NotUp as error:
             return f"It was undone, and what was there before does not come up either: {error}"
+        except ApiError as error:
+            return f"It could not be undone: {error}. Run this again"
         return "It was undone: what was there before is up" if workload else "It was undone"
 
 

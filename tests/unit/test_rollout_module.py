@@ -104,6 +104,15 @@ def test_what_does_not_come_up_is_undone_while_the_former_serves(roll_out: Run, 
     assert roll_out(good)["changed"] is False
 
 
+def test_what_was_there_before_may_be_ill_by_now(roll_out: Run, cluster: Cluster) -> None:
+    on_host = {**WEB, "host_network": True}
+    roll_out(on_host)
+    cluster.bad |= {"bad:1", "good:1"}
+    failed = roll_out({**on_host, "image": "bad:1"})
+    assert "It was undone, and what was there before does not come up either: web-" in failed["msg"]
+    assert f"{CORE}/secrets/netmend-former-web" in cluster.stored
+
+
 def test_a_first_rollout_that_does_not_come_up_leaves_nothing(roll_out: Run, cluster: Cluster) -> None:
     there = set(cluster.stored)
     cluster.bad.add("bad:1")
