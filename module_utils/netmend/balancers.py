@@ -114,7 +114,7 @@ def _destination(view: View, service: Object) -> Optional[_Wrong]:
         evidence = f"It leads to port {port}, which is no NodePort and no pod's, and where no node listens."
     else:
         return None
-    fault, candidates = "balancer-wrong-destination", view.ingress(given)
+    fault, candidates = "balancer-wrong-destination", view.ingress(given) if given else []
     if len(candidates) != 1:
         said = ", ".join(map(str, candidates)) or "none"
         return _Wrong(fault, evidence, f"Say which port is meant; ingress-nginx has {said} for it.")

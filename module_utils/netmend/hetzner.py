@@ -115,12 +115,11 @@ def _declared(balancer: Object, targets: List[Target]) -> Balancer:
             for service in services_of(balancer)
         ],
         targets=[
-            BalancerTarget(
-                address=end.private if target.private else end.public,
-                status={str(port): status for port, status in target.status.items()},
-            )
+            BalancerTarget(address=address, status={str(port): status for port, status in target.status.items()})
             for target in targets
             for end in target.ends
+            for address in [end.private if target.private else end.public]
+            if address
         ],
         private=all(target.private for target in targets),
     )
@@ -129,7 +128,7 @@ def _declared(balancer: Object, targets: List[Target]) -> Balancer:
 def _health(check: Object) -> HealthCheck:
     http = check.get("http") or {}
     codes = [code for code in range(100, 600) if is_well(code, http.get("status_codes", []))]
-    return HealthCheck(protocol=check["protocol"], port=check["port"], path=http.get("path") or "", codes=codes)
+    return HealthCheck(protocol=check["protocol"], port=check["port"], path=http.get("path") or "/", codes=codes)
 
 
 def is_well(code: int, patterns: Iterable[str]) -> bool:

@@ -158,11 +158,9 @@ def test_the_diagnosis_is_given_them(project: Project, hetzner: Hetzner) -> None
         {"ansible.builtin.copy": {"content": "{{ netmend_balancers | to_json }}", "dest": str(said), "mode": "0600"},
          "delegate_to": "localhost", "run_once": True},
     ]}  # fmt: skip
-    both = [{"ansible.builtin.import_playbook": "playbooks/balancers.yml"}, play]
-    (project.directory / "both.yml").write_text(json.dumps(both))
-    done = project.run(
-        *("ansible-playbook", "-i", "inventory/mine", "both.yml"), HCLOUD_TOKEN=TOKEN, HCLOUD_ENDPOINT=hetzner.url
-    )
+    (project.directory / "said.yml").write_text(json.dumps([play]))
+    command = ("ansible-playbook", "-i", "inventory/mine", "diagnose.yml", "said.yml")
+    done = project.run(*command, HCLOUD_TOKEN=TOKEN, HCLOUD_ENDPOINT=hetzner.url)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = json.loads(said.read_text())
     assert (first["name"], first["address"], first["private"]) == ("lb-1", "203.0.113.80", True)
@@ -208,15 +206,14 @@ def test_refused(token: str, arguments: tuple[str, ...], said: str, project: Pro
 
 
 def test_without_the_collection(project: Project, hetzner: Hetzner) -> None:
-    """All other playbooks never ask for it."""
+    """A diagnosis never asks for it; nor for anything else, without a token."""
     environment = {"ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "false", "ANSIBLE_COLLECTIONS_PATH": "/nowhere"}
     command = ("ansible-playbook", "-i", "inventory/mine", "playbooks/balancers.yml")
     done = project.run(*command, HCLOUD_TOKEN=TOKEN, HCLOUD_ENDPOINT=hetzner.url, **environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ansible-galaxy collection install -r collections/requirements.yml" in done.stdout
-    for token in ("", TOKEN):
-        done = project.run(
-            "ansible-playbook", "-i", "inventory/mine", "diagnose.yml", HCLOUD_TOKEN=token, **environment
-        )
+    diagnosis = ("ansible-playbook", "-i", "inventory/mine", "diagnose.yml")
+    for given in ({"HCLOUD_TOKEN": TOKEN, **environment}, {"HCLOUD_TOKEN": ""}):
+        done = project.run(*diagnosis, HCLOUD_ENDPOINT=hetzner.url, **given)
         assert done.returncode == 0, done.stdout + done.stderr
     assert hetzner.asked == []
