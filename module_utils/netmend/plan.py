@@ -32,6 +32,7 @@ EDGE = ("edge-balancer", "edge-health", "edge-node", "edge-service", "edge-pod",
 KUBELET, API_SERVER, DNS = 10250, 6443, 53
 ETCD_CLIENT, ETCD_PEER = 2379, 2380
 
+_API = "default/kubernetes"  # its Service
 _APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
 _NODE_PORTS = 2  # as many as an ingress has
 _DNS_PODS = 2  # asked by their own addresses; K3s has one
@@ -64,9 +65,14 @@ def plan_matrix(
     ]
 
 
-def plan_canary(nodes: Dict[str, NodeFacts], cluster: ClusterFacts, canary: str) -> List[Probe]:
+def plan_canary(
+    nodes: Dict[str, NodeFacts], cluster: ClusterFacts, canary: str, *, others_reached: bool = True
+) -> List[Probe]:
     """The probes that tell whether one pod, "namespace/name", is well connected: what pods ask, asked from it alone,
     and pings to it from every node and from a pod of each.
+
+    Where the other pods' overlay does not reach from node to node, neither they nor what they serve is asked, but the
+    API, which servers serve themselves, and pings come from the nodes alone.
 
     Raises LookupError where it does not run on a node with facts.
     """
@@ -80,7 +86,10 @@ def plan_canary(nodes: Dict[str, NodeFacts], cluster: ClusterFacts, canary: str)
     others = [each for each in cluster["pods"] if each is not pod]
     view = _View(nodes, cast(ClusterFacts, {**cluster, "pods": others}), all_pairs=True)
     starts = [("host-pod", Probe(source_node=name)) for name in view.sources]
-    starts += [("pod-pod", start) for start in _from_pods(view)]
+    if others_reached:
+        starts += [("pod-pod", start) for start in _from_pods(view)]
+    else:
+        asked = [probe for probe in asked if probe.get("target_service") == _API]
     end = Probe(target_node=pod["node"], target_pod=canary, address=pod["ip"], protocol="icmp")
     pings = [(row, cast(Probe, {**start, **end})) for row, start in starts]
     return asked + [Probe(id=_identifier(row, p), row=row, timeout=TIMEOUT, expect="ok", **p) for row, p in pings]
@@ -253,7 +262,7 @@ class _View:
 
     def cluster_services(self) -> List[Service]:
         """The API, DNS, and the most widely spread Service of some namespaces."""
-        system = [service for service in self.services if _name(service) == "default/kubernetes"]
+        system = [service for service in self.services if _name(service) == _API]
         system += [service for service in self.services if self.dns_ip and service["cluster_ip"] == self.dns_ip]
         applications: Dict[str, Service] = {}
         for service in self.services:

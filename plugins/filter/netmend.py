@@ -106,10 +106,10 @@ def netmend_plan(
 
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
     """Hosts -> the probes of one pod, "namespace/name", by the node that is to run them."""
-    hosts = _hosts(names, hostvars)
-    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    nodes, cluster, underlay = _measured(_hosts(names, hostvars))
+    passes = gates.flannel_passes(nodes, cluster, underlay)
     try:
-        return plan.by_node(plan.plan_canary(_nodes(hosts), cluster, pod))
+        return plan.by_node(plan.plan_canary(nodes, cluster, pod, others_reached=passes))
     except LookupError as error:
         raise AnsibleFilterError(str(error)) from error
 

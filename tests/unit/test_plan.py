@@ -377,6 +377,19 @@ def test_a_canary_asks_what_pods_ask_and_is_pinged_by_everybody():
     )
 
 
+def test_where_the_other_pods_overlay_is_down_a_canary_asks_the_api_and_nodes_ask_it():
+    canary = pod("canary", AGENT2, 9, namespace="kube-system")
+    nodes = {SERVER: node(SERVER, WEB[0]), AGENT1: node(AGENT1, TOOL), AGENT2: node(AGENT2, WEB[2], canary)}
+    everything = cluster([*WEB, TOOL, COREDNS, canary], [API, DNS, WEB_SERVICE])
+    probes = plan_canary(nodes, everything, "kube-system/canary", others_reached=False)
+    asked = [probe for probe in probes if probe.get("source_pod") == "kube-system/canary"]
+    assert {probe["target_service"] for probe in asked} == {"default/kubernetes"}
+    pings = [probe for probe in probes if probe.get("target_pod") == "kube-system/canary"]
+    assert {probe["source_node"] for probe in pings} == {SERVER, AGENT1, AGENT2}
+    assert not any(probe.get("source_pod") for probe in pings)
+    assert len(asked) + len(pings) == len(probes)
+
+
 def test_a_canary_that_does_not_run_is_named():
     with pytest.raises(LookupError, match="no pod kube-system/canary runs"):
         plan_canary({SERVER: node(SERVER)}, cluster(WEB, [API]), "kube-system/canary")

@@ -149,6 +149,11 @@ def _only_server(swap: _Swap) -> List[str]:
     return [f"{servers[0]} {alone}"] if len(servers) == 1 else []
 
 
+def flannel_passes(nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, underlay: Optional[Underlay]) -> bool:
+    """Whether the packets of Flannel's backend were seen to pass between all nodes."""
+    return not list(_flannel(_Swap(nodes, cluster, underlay, Wanted(version=""))))
+
+
 def pool(wanted: Wanted, cluster: ClusterFacts) -> str:
     """The pods' network: what is wanted, or the upper half of cluster-cidr, as podCIDRs are given from below."""
     return wanted.pool or str(list(Network(cluster["cluster_cidr"]).subnets())[1])

@@ -13,6 +13,7 @@ from ansible.module_utils.netmend.swap.gates import (
     GATES,
     GATES_BACK,
     Wanted,
+    flannel_passes,
     gates,
     gates_back,
     notes,
@@ -667,6 +668,21 @@ def test_who_insists_goes_back_to_what_was_not_seen_to_pass(swapped: Captured) -
     swapped.underlay = None
     assert only_back(swapped, "flannel").startswith("The network between the nodes was not measured")
     assert refusals_back(swapped, insisted) == []
+
+
+def test_flannel_passes_where_its_backends_packets_do(flannel: Captured) -> None:
+    def passes() -> bool:
+        return flannel_passes(flannel.nodes, flannel.cluster, flannel.underlay)
+
+    assert passes()
+    flannel.measure(lost("ipip"))
+    assert passes()
+    flannel.measure(lost("udp-8472"))
+    assert not passes()
+    flannel.configure("server0", flannel_backend="wireguard-native")
+    assert passes()
+    flannel.underlay = None
+    assert not passes()
 
 
 def test_what_a_nodes_own_firewall_drops_flannel_does_not_accept(swapped: Captured) -> None:
