@@ -35,6 +35,7 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
+_AMPLE = 1.5  # times what it took; where no call lasts until the moment, it may be later
 WHOLE, BEGIN = "whole", "begin"  # parts of netmend_underlay
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
@@ -107,7 +108,7 @@ def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> Lead:
     all_run = launched + max(starts) + late
     if not in_turn and all_run <= _LONGEST_WAIT:
         return Lead(max(all_run, _EARLIEST), WHOLE)
-    return Lead(all_run + _EARLIEST, BEGIN)
+    return Lead(all_run * _AMPLE, BEGIN)
 
 
 def plan_round(
