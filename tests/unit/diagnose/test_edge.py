@@ -151,7 +151,7 @@ def test_a_port_that_a_nodes_firewall_closes_accounts_for_what_balancers_get_tha
     findings = diagnose(edge.run)
     assert {finding["fault"] for finding in findings} == {"port-dropped-by-host", "node-port-blocked-for-balancer"}
     assert set(doors + by_balancers) == {probe for finding in findings for probe in finding["explains"]}
-    assert any("18 of 180 requests fail" in sentence for finding in findings for sentence in finding["evidence"])
+    assert any("9 of 90 requests fail by lb1" in sentence for finding in findings for sentence in finding["evidence"])
 
 
 def test_an_ingress_that_fails_for_no_known_reason_is_not_called_well(edge):
