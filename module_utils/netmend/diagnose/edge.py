@@ -47,7 +47,7 @@ def host_port_conflict(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[pod["meant_for"]] if pod["meant_for"] else [],
-                command=f"echo 'disable: [{', '.join(of_k3s)}]' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml"
+                command=f"echo 'disable+: [{', '.join(of_k3s)}]' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml"
                 if of_k3s
                 else f"kubectl get pods -A -o wide | grep {where}",
                 text="Switch K3s's own off, on every server, and restart K3s there: one controller has the ports."
