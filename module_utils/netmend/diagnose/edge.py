@@ -47,7 +47,7 @@ def host_port_conflict(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[pod["meant_for"]] if pod["meant_for"] else [],
-                command=f"echo 'disable: [{', '.join(of_k3s)}]' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml"
+                command=f"echo 'disable+: [{', '.join(of_k3s)}]' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml"
                 if of_k3s
                 else f"kubectl get pods -A -o wide | grep {where}",
                 text="Switch K3s's own off, on every server, and restart K3s there: one controller has the ports."
@@ -341,33 +341,30 @@ def proxy_protocol_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fault, Suspicion]]:
     """The same, each explaining also what fails before it: a request that an ingress, or a balancer, would hand on.
 
-    By the backend that both are about, and by the node whose port was asked.
+    By the backend that both are about, and by the nodes' ports that a balancer sends to.
     """
     explained = frozenset(probe for _, suspicion in found for probe in suspicion.explains)
-    left = [
-        probe
-        for probe in case.failed
-        if probe["row"] in ("edge-node", "edge-balancer") and probe["id"] not in explained
-    ]
+    rows = ("edge-node", "edge-balancer")
+    left = [probe for probe in case.failed if probe["row"] in rows and probe["id"] not in explained]
     if not left:
         return found
     probes = {probe["id"]: probe for probe in case.run["probes"]}
+    sent = {
+        probe["id"]: {(node, through.service["destination_port"]) for node in through.targets}
+        for through in through_balancers(case)
+        for probe in through.failed
+    }
     extended = []
     for fault_, suspicion in found:
-        behind = [
-            probes[each] for each in suspicion.explains if each in probes and probes[each]["row"].startswith("edge")
-        ]
-        backends = {each.get("backend") for each in behind if each["row"] in ("edge-pod", "edge-service", "edge-self")}
+        behind = [probes[each] for each in suspicion.explains if each in probes]
+        backends = {each["backend"] for each in behind if each["row"] in ("edge-pod", "edge-service", "edge-self")}
         doors = {(each["target_node"], each["port"]) for each in behind if each["row"] == "edge-node"}
-        more = [
-            probe for probe in left if probe.get("backend") in backends or (probe["row"] == "edge-balancer" and doors)
-        ]
+        more = [probe for probe in left if probe["backend"] in backends or doors & sent.get(probe["id"], set())]
+        whole = suspicion
         if more:
             evidence = [*suspicion.evidence, f"Before it, {requests(case, more)}."]
             whole = suspicion._replace(explains=suspicion.explains | ids(more), evidence=evidence)
-            extended.append((fault_, whole))
-        else:
-            extended.append((fault_, suspicion))
+        extended.append((fault_, whole))
     return extended
 
 

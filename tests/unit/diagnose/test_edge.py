@@ -136,8 +136,11 @@ def test_what_a_broken_overlay_does_to_the_sites_is_said_with_it(edge):
     assert any("status 504 after 15 s" in sentence and "lb1" in sentence for sentence in finding["evidence"])
 
 
-def test_a_door_that_a_firewall_closes_accounts_for_what_the_balancers_get(edge):
+def test_a_port_that_a_nodes_firewall_closes_accounts_for_what_balancers_get_that_send_there(edge):
     edge.insert("agent1", "INPUT", "-i vec0 -p tcp -m tcp --dport 80 -j DROP", packets=5)
+    for balancer in edge.run["balancers"]:
+        balancer["services"][0].update(destination_port=80)
+    edge.plan()
     doors = edge.fail(
         lambda probe: probe["row"] == "edge-node" and (probe["target_node"], probe["port"]) == ("agent1", 80)
     )
@@ -146,8 +149,9 @@ def test_a_door_that_a_firewall_closes_accounts_for_what_the_balancers_get(edge)
         lambda probe: probe["row"] == "edge-balancer" and probe["protocol"] == "http", "http", **some
     )
     findings = diagnose(edge.run)
+    assert {finding["fault"] for finding in findings} == {"port-dropped-by-host", "node-port-blocked-for-balancer"}
     assert set(doors + by_balancers) == {probe for finding in findings for probe in finding["explains"]}
-    assert "unexplained" not in [finding["fault"] for finding in findings]
+    assert any("9 of 90 requests fail by lb1" in sentence for finding in findings for sentence in finding["evidence"])
 
 
 def test_an_ingress_that_fails_for_no_known_reason_is_not_called_well(edge):
