@@ -260,12 +260,12 @@ def test_a_deployment_gives_way_to_the_daemonset_without_a_lost_request(
     healthy = [{80: "healthy", 443: "healthy"}] * 2
     until(lambda: all([t["status"] for t in each["targets"]] == healthy for each in balancer.seen(lab)))
     with load_at_edge(lab) as clients:
-        run = converge(playbooks)
+        run = converge(playbooks, *QUICK)
         time.sleep(5)
     assert run.code == 0, run.output
     assert deployment not in kubectl(lab, "get deployments --namespace=ingress-nginx -o name")
     assert_nothing_lost(clients, 500)
-    again = converge(playbooks)
+    again = converge(playbooks, *QUICK)
     assert (again.code, again.changed) == (0, 0), again.output
 
 
