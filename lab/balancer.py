@@ -85,7 +85,7 @@ def declared(lab: Lab, balancer: Balancer, state: Path) -> dict[str, Any]:
         "address": balancer.public,
         "private": True,
         "services": json.loads(path.read_text()) if path.exists() else SERVICES,
-        "targets": [{"address": machine.private} for machine in lab.agents],
+        "targets": [{"address": machine.private, "status": {}} for machine in lab.agents],
     }
 
 
@@ -175,7 +175,7 @@ def _with_status(lab: Lab, balancer: Balancer) -> dict[str, Any]:
     found = declared(lab, balancer, machines.state(lab.name))
     rows = list(csv.DictReader(_ask(lab, balancer, "show stat").removeprefix("# ").splitlines()))
     for machine, target in zip(lab.agents, found["targets"], strict=True):
-        states = {int(row["pxname"]): row["status"] for row in rows if row["svname"] == machine.name}
+        states = {row["pxname"]: row["status"] for row in rows if row["svname"] == machine.name}
         target["status"] = {port: "healthy" if text == "UP" else _unhealthy(text) for port, text in states.items()}
     return found
 

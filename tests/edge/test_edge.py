@@ -111,7 +111,7 @@ def test_a_host_that_no_ingress_has_is_not_found_at_once(ask: Ask) -> None:
 
 
 def test_the_balancers_checks_see_every_target(lab: Lab) -> None:
-    healthy = {80: "healthy", 443: "healthy"}
+    healthy = {"80": "healthy", "443": "healthy"}
     assert [[target["status"] for target in each["targets"]] for each in balancer.seen(lab)] == [[healthy] * 2] * 2
 
 
@@ -168,7 +168,7 @@ def test_a_balancer_that_sends_the_proxy_header_alone_has_no_healthy_target(lab:
     balancer.change(lab, ["proxy", "on", first.name])
     try:
         until(lambda: ask().status == 503)
-        statuses = [target["status"][80] for target in balancer.seen(lab)[0]["targets"]]
+        statuses = [target["status"]["80"] for target in balancer.seen(lab)[0]["targets"]]
         assert statuses == ["unhealthy", "unhealthy"]
         assert ask(address=second.public).status == 200
         inventory = (machines.state(lab.name) / "inventory.yml").read_text()
@@ -257,15 +257,15 @@ def test_a_deployment_gives_way_to_the_daemonset_without_a_lost_request(
     lab: Lab, playbooks: Playbooks, deployment: str, ask: Ask
 ) -> None:
     until(lambda: ask().status == 200)
-    healthy = [{80: "healthy", 443: "healthy"}] * 2
+    healthy = [{"80": "healthy", "443": "healthy"}] * 2
     until(lambda: all([t["status"] for t in each["targets"]] == healthy for each in balancer.seen(lab)))
     with load_at_edge(lab) as clients:
-        run = converge(playbooks)
+        run = converge(playbooks, *QUICK)
         time.sleep(5)
     assert run.code == 0, run.output
     assert deployment not in kubectl(lab, "get deployments --namespace=ingress-nginx -o name")
     assert_nothing_lost(clients, 500)
-    again = converge(playbooks)
+    again = converge(playbooks, *QUICK)
     assert (again.code, again.changed) == (0, 0), again.output
 
 

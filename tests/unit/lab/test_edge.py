@@ -22,7 +22,7 @@ def test_the_inventory_says_what_the_balancers_are_set_to(tmp_path):
     assert seen["ufw_balancers"] == ["10.0.0.5", "10.0.0.6"]
     first, second = seen["netmend_balancers"]
     assert (first["name"], first["address"], second["address"]) == ("lb-1", "203.0.113.5", "203.0.113.6")
-    assert first["targets"] == [{"address": "10.0.0.110"}, {"address": "10.0.0.111"}]
+    assert first["targets"] == [{"address": address, "status": {}} for address in ("10.0.0.110", "10.0.0.111")]
     assert [(s["listen_port"], s["destination_port"]) for s in first["services"]] == [(80, 31695), (443, 32720)]
     (tmp_path / "lb-1.json").write_text(json.dumps(balancer.changed(balancer.SERVICES, ["proxy", "on"])))
     first, second = balancer.variables(LAB, tmp_path)["netmend_balancers"]
