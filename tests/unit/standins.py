@@ -86,8 +86,9 @@ class Project:
         self.answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
 
     def change(self, how: Callable[[Any], None]) -> None:
-        """Changes what measuring brings back, given as a diagnose Run."""
+        """Changes what measuring brings back, given as a diagnose Run; probes are planned anew, and pass."""
         how(self._bench.run)
+        self._bench.plan()
         self._measure()
 
     def drop_in_the_fabric(self) -> None:

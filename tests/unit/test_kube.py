@@ -218,6 +218,22 @@ def test_disruption_budgets_tell_what_is_desired_of_what_is_expected(
     ]
 
 
+@pytest.mark.parametrize("said", [{"use-proxy-protocol": "true"}, {"use-proxy-protocol": "false"}, None])
+def test_whether_ingress_nginx_expects_the_proxy_header(
+    said: dict[str, str] | None, cluster: Cluster, tls: Path, fixtures: Path
+) -> None:
+    cluster.load(fixtures / "k3s-1.36.3/flannel/server0")
+    assert gather_cluster(api(cluster, tls))["ingress_nginx"] == {}
+    pod = next(item for item in cluster.lists["/api/v1/pods"])
+    pod["metadata"].update(namespace="edge", labels={"app.kubernetes.io/name": "ingress-nginx"})
+    pod["spec"]["containers"][0]["ports"] = [{"containerPort": 443}]
+    other = {"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "planted"}}
+    cluster.lists["/api/v1/namespaces/edge/configmaps"] = [other, {"metadata": {"name": "own"}, "data": said}]
+    facts = gather_cluster(api(cluster, tls))
+    assert facts["ingress_nginx"] == {"proxy_protocol": said == {"use-proxy-protocol": "true"}}
+    assert "planted" not in json.dumps(facts)
+
+
 def test_without_bird_in_its_probe_calico_has_no_bgp() -> None:
     found = parse.calico_node([calico_node(probe=("-felix-ready",))])["node"]
     assert (found["backend"], found["autodetection"]) == ("none", "first-found")
