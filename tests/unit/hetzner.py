@@ -27,7 +27,8 @@ def with_ingress(cluster: Any) -> None:
                 "namespace": "ingress-nginx", "name": f"controller-{node}", "uid": f"uid-{node}", "node": node,
                 "ip": ADDRESSES[node], "host_network": True, "ready": True, "phase": "Running", "reason": "",
                 "owner": "DaemonSet/ingress-nginx-controller", "labels": labels,
-                "ports": [{"port": port, "protocol": "TCP", "hostPort": port} for port in (80, 443)],
+                "ports": [{"name": "", "port": port, "protocol": "TCP", "hostPort": port} for port in (80, 443)],
+                "readiness": {}, "unscheduled": "", "meant_for": node,
             }
         )  # fmt: skip
     cluster["services"] = [
@@ -37,6 +38,7 @@ def with_ingress(cluster: Any) -> None:
         {
             "namespace": "ingress-nginx", "name": "ingress-nginx-controller", "type": "NodePort",
             "cluster_ip": "10.43.7.7", "selector": labels, "external_traffic_policy": "Cluster",
+            "health_check_node_port": 0,
             "ports": [
                 {"name": name, "port": port, "targetPort": name, "nodePort": node_port, "protocol": "TCP"}
                 for name, port, node_port in (("http", 80, HTTP), ("https", 443, HTTPS))

@@ -7,7 +7,7 @@ from ansible.module_utils.netmend.diagnose import diagnose
 from ansible.module_utils.netmend.diagnose.hops import MOST, walks
 from ansible.module_utils.netmend.overlays import evaluate
 
-from tests.unit.diagnose.test_faults import CASES
+from tests.unit.diagnose.test_faults import CASES, prepared
 
 # Faults of which the facts alone tell the hop that ends the first packet: node, place, and what is said there.
 ENDS = {
@@ -31,9 +31,7 @@ def walked(bench):
 
 def failing(captured, name):
     case = CASES[name]
-    bench = captured(case.state)
-    if case.dns:
-        bench.with_dns()
+    bench = prepared(captured(case.state), case)
     case.put_in(bench)
     return bench
 

@@ -89,7 +89,7 @@ def test_the_inventory_has_the_groups_and_checks_host_keys(state):
 
 
 def test_where_calicos_images_lie_ready_a_swap_is_not_forbidden(tmp_path):
-    assert "netmend_swap" not in seed.inventory(spec.load(Path("swap")), tmp_path)["k3s_cluster"]["vars"]
+    assert "netmend_swap" not in seed.inventory(spec.load(Path("swap")), tmp_path, {})["k3s_cluster"]["vars"]
 
 
 def test_the_end_of_a_console_is_shown_without_escapes(tmp_path, monkeypatch):
