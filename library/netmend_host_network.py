@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Runs Deployments on their hosts' network, or back on the pods', and loses no request on the way."""
+"""Runs Deployments on their hosts' network, or back on the pods', and hands over only to what serves."""
 
 from __future__ import annotations
 
