@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Runs Deployments on their hosts' network, or back on the pods', and loses no request on the way."""
+"""Runs Deployments on their hosts' network, or back on the pods', and hands over only to what serves."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ options:
   drain_seconds:
     description: Seconds that a pod goes on without new requests before it gets SIGTERM.
     type: int
-    default: 15
+    default: 30
   timeout:
-    description: Seconds for pods to come up, or to end.
+    description: Seconds without progress until a step counts as failed.
     type: int
     default: 300
   patience:
@@ -140,7 +140,7 @@ def main():
             },
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "sockets": {"type": "dict"},
-            "drain_seconds": {"type": "int", "default": 15},
+            "drain_seconds": {"type": "int", "default": 30},
             "timeout": {"type": "int", "default": 300},
             "patience": {"type": "int", "default": 20},
         },

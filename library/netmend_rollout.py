@@ -94,9 +94,9 @@ options:
   drain_seconds:
     description: Seconds that a pod goes on without new requests before it gets SIGTERM.
     type: int
-    default: 15
+    default: 30
   timeout:
-    description: Seconds for an application to be rolled out, images pulled meanwhile.
+    description: Seconds without progress until a rollout counts as failed; images are pulled meanwhile.
     type: int
     default: 300
   patience:
@@ -194,7 +194,7 @@ def main():
             },
             "prune": {"type": "bool", "default": False},
             "probe": {"type": "bool", "default": True},
-            "drain_seconds": {"type": "int", "default": 15},
+            "drain_seconds": {"type": "int", "default": 30},
             "timeout": {"type": "int", "default": 300},
             "patience": {"type": "int", "default": 20},
             "answer_seconds": {"type": "int", "default": 30},

@@ -60,7 +60,7 @@ def kind(application: Application) -> str:
     return KINDS[application["daemonset"]]
 
 
-def objects(application: Application, selector: Optional[Mapping[str, str]] = None, drain: int = 15) -> List[Object]:
+def objects(application: Application, selector: Optional[Mapping[str, str]] = None, drain: int = 30) -> List[Object]:
     """What it is made of: the workload, its Service, and an Ingress where it has a host.
 
     ``selector``: the labels of pods that there are already, as no workload's selector can be changed. ``drain``:

@@ -40,7 +40,7 @@ class NotUp(Exception):
 
 
 class Limits(NamedTuple):
-    wait: float  # seconds for a workload to be rolled out
+    wait: float  # seconds without progress
     patience: float  # seconds that a pod is given whose container cannot start or crashes
     answer: float  # seconds from then on for it to answer
 
@@ -62,9 +62,12 @@ def wait_until(
     limits: Limits,
     troubles: Callable[[State], Mapping[str, str]] = lambda _: {},
 ) -> State:
-    """The state in which nothing is lacking. NotUp where it does not come in time, or a trouble lasts; ApiError."""
+    """The state in which nothing is lacking. NotUp where there is no progress, or a trouble lasts; ApiError.
+
+    Something else that is lacking is progress, once: a pod that is Ready by turns makes none.
+    """
     objects = Mirror(api, paths(namespace))
-    deadline = time.monotonic() + limits.wait
+    deadline, known = 0.0, set()
     since: Dict[str, float] = {}
     while True:
         state = objects.state()
@@ -72,6 +75,9 @@ def wait_until(
         if not missing:
             return state
         now, found = time.monotonic(), troubles(state)
+        if missing not in known:
+            known.add(missing)
+            deadline = now + limits.wait
         since = {who: since.get(who, now) for who in found}
         for who, began in since.items():
             if now >= began + limits.patience:

@@ -83,8 +83,8 @@ def test_a_deployment_serves_before_it_replaces() -> None:
     assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     pod = spec["template"]["spec"]
     assert pod["containers"][0]["readinessProbe"]["httpGet"] == {"path": "/health", "port": 8080}
-    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 15}}}
-    assert pod["terminationGracePeriodSeconds"] == 45
+    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 30}}}
+    assert pod["terminationGracePeriodSeconds"] == 60
     assert made["Service"]["spec"]["type"] == "ClusterIP"
 
 

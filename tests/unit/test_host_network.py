@@ -97,7 +97,7 @@ def test_what_a_companion_is(move: Run, cluster: Cluster) -> None:
     pod = companion["spec"]["template"]["spec"]
     assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
     assert pod["containers"][0]["ports"] == [{"containerPort": 8080, "hostPort": 8080}]
-    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 15}}}
+    assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 30}}}
     apart = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = {"app": "web", "netmend/host-network": "true"}
     assert apart == [{"labelSelector": {"matchLabels": selector}, "topologyKey": "kubernetes.io/hostname"}]

@@ -83,6 +83,29 @@ def test_controllers_that_have_not_seen_a_change_are_waited_for(roll_out: Run, c
     assert cluster.images() == ["good:2", "good:2"]
 
 
+@pytest.mark.usefixtures("roll_out")
+@pytest.mark.parametrize(
+    ("lacking", "ends"),
+    [
+        (["1 of 3", "2 of 3", "3 of 3", ""], ""),
+        (["1 of 3"], "1 of 3, which was waited for 300 s"),
+        (["1 of 3", "2 of 3"] * 9, "of 3, which was waited for 300 s"),
+    ],
+    ids=["progress", "none", "by turns"],
+)
+def test_a_rollout_has_time_as_long_as_it_goes_on(cluster: Cluster, lacking: list[str], ends: str) -> None:
+    def lacks(_: Any) -> str:
+        return lacking[min(int(cluster.now // 200), len(lacking) - 1)]
+
+    limits = rollout_apply.Limits(300, 20, 0)
+    if not ends:
+        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]
+        return
+    with pytest.raises(rollout_apply.NotUp, match=ends):
+        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]
+    assert cluster.now < 600
+
+
 @pytest.mark.parametrize("more", [{}, {"daemonset": True, "replicas": None}, {"host_network": True}])
 def test_what_does_not_come_up_is_undone_while_the_former_serves(roll_out: Run, cluster: Cluster, more: Any) -> None:
     good = {**WEB, **more, "env": {"LEVEL": "info"}}
