@@ -108,7 +108,7 @@ class Journey:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,  # a busy machine takes twenty times as long
             check=False,
         )
         assert (done.returncode == 0) is ok, done.stdout + done.stderr

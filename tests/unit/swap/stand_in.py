@@ -23,6 +23,9 @@ def facts(name):
     return json.loads((journey / stage.read_text() / f"{name}.json").read_text())
 
 
+# Stages whose pods are to be replaced -> what comes of it.
+REPLACED = {"calico": "pods", "flipped": "leftovers"}
+
 answer = {"changed": False}
 said = ""
 if module == "netmend_node_info":
@@ -32,17 +35,19 @@ if module == "netmend_node_info":
 elif module == "netmend_cluster_info":
     answer["netmend_cluster"] = facts("cluster")
 elif module == "netmend_pod_replacement":
-    begins = stage.read_text() == "calico"
+    begins = stage.read_text() in REPLACED
     said = " ".join(arguments["cidrs"])
     answer.update(changed=begins, replaced=[{"pod": "default/gone", "way": "surge"}] if begins else [], left=[])
     if begins:
-        reached("pods")
+        reached(REPLACED[stage.read_text()])
 elif module == "netmend_apply":
     kinds = {each["kind"] for each in arguments["objects"]}
     said = "stop" if kinds == {"DaemonSet", "Deployment"} else "all" if "IPPool" in kinds else ""
     answer["changed"] = kinds != {"Pod"}
-    if said == "all":
+    if said == "all" and arguments.get("state") == "absent":
         reached("ended")
+elif module == "netmend_connectivity":
+    answer.update(met=True, unmet=[])
 elif module == "netmend_cni_leftovers":
     said = str(len(arguments["commands"]))
     answer["changed"] = bool(arguments["commands"])

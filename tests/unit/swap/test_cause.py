@@ -99,8 +99,7 @@ def test_where_ipip_is_lost_too_it_says_what_is_left(
 ) -> None:
     flannel.measure(lose("udp-8472", "ipip", *others))
     output = check(journey, flannel, manifest)
-    assert "The swap to calico is not begun." in output
-    assert "IP protocol 4 packets do not pass. " in output
+    assert "The swap to calico is not begun.\nIP protocol 4 packets do not pass. " in output
     assert "agent0>agent1: 0 of 5 IP protocol 4 packets arrived" in output
     offer = "No overlay passes: keep the applications up" if others else "Choose backend vxlan: VXLAN on UDP 4789"
     assert offer in output

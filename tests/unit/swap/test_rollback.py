@@ -1,4 +1,4 @@
-"""The way back as its playbook goes it."""
+"""A swap's end and the way back as their playbooks go about them."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ def test_from_calico_to_flannel(journey: Journey, manifest: Path) -> None:
     assert '{"$patch": "delete", "type": "NetworkUnavailable"}' in patches[0]
     annotated = journey.told("kubectl")[-1]
     assert annotated.startswith("kubectl annotate nodes --all projectcalico.org/")
+
+
+@pytest.fixture
+def forth(tmp_path: Path, swapped: Captured, both: Captured) -> Journey:
+    """All nodes ask Calico, and no pod does yet."""
+    found = Journey(tmp_path / "journey", "swap_cni")
+    found.stage("leftovers", swapped)
+    swapped.cluster["pods"] = both.cluster["pods"]
+    found.stage("flipped", swapped)
+    return found
+
+
+def test_from_flannel_to_calico(forth: Journey, swapped: Captured, manifest: Path) -> None:
+    output = forth.go("flipped", {}, manifest, reports=swapped.reports)
+    assert "The swap to calico stands at: pods." in output
+    calls = forth.told("calls")
+    assert (calls[0], calls[-1]) == ("netmend_lease server0 held", "netmend_lease server0 released")
+    assert not any(call.startswith("netmend_k3s_restart") for call in calls)
+    replaced = calls.index("netmend_pod_replacement server0 10.42.128.0/17")
+    assert calls.index("netmend_apply server0 all") < replaced
+    cleaned = [call.split() for call in calls[replaced:] if call.startswith("netmend_cni_leftovers")]
+    assert sorted(call[1] for call in cleaned) == sorted(NODES)
+    assert all(int(call[2]) > 3 for call in cleaned)
+    asked = forth.told("kubectl")
+    assert not any("patch" in line for line in asked)
+    assert asked[-1].startswith("kubectl annotate nodes --all flannel.alpha.coreos.com/")
 
 
 @pytest.mark.parametrize(("stage", "removed"), [("pods", ["stop", "all"]), ("ended", [])])
