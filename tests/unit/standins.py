@@ -48,6 +48,7 @@ class Project:
         self._bench = Bench(CAPTURED)
         self._bench.with_dns()
         self._check_out()
+        (self._nodes / "controller").mkdir(parents=True)
         groups: dict[str, Any] = {"k3s_servers": {"hosts": {}}, "k3s_agents": {"hosts": {}}}
         for node in NODES:
             variables = {"ansible_connection": "local", "ansible_remote_tmp": str(self._nodes / node)}
@@ -62,7 +63,7 @@ class Project:
         return subprocess.run(
             command,
             cwd=self.directory,
-            env={**kept, "PATH": path, **environment},
+            env={**kept, "PATH": path, "ANSIBLE_REMOTE_TMP": str(self._nodes / "controller"), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

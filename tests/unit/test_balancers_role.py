@@ -136,8 +136,8 @@ def test_the_diagnosis_is_given_them(project: Project, hetzner: Hetzner) -> None
         {"ansible.builtin.copy": {"content": "{{ netmend_balancers | to_json }}", "dest": str(said), "mode": "0600"},
          "delegate_to": "localhost", "run_once": True},
     ]}  # fmt: skip
-    (project.directory / "said.yml").write_text(json.dumps([play]))
-    command = ("ansible-playbook", "-i", "inventory/mine", "diagnose.yml", "said.yml")
+    (project.directory / "said.yml").write_text(json.dumps([{"import_playbook": "playbooks/measure.yml"}, play]))
+    command = ("ansible-playbook", "-i", "inventory/mine", "said.yml")
     done = project.run(*command, HCLOUD_TOKEN=TOKEN, HCLOUD_ENDPOINT=hetzner.url)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = json.loads(said.read_text())
