@@ -453,14 +453,15 @@ def policy_denies_ingress(bench):
 
 
 def hairpin_off(bench):
+    """As a lab shows it: a SYN that the bridge drops leaves no entry, and is led anew when it is sent again."""
     veths = [each for each in bench.node("agent1")["interfaces"] if each["kind"] == "veth"]
     assert {each["hairpin"] for each in veths} == {True}
     for each in veths:
         each["hairpin"] = False
-    own = {pod["ip"]: [6, 6] for pod in bench.pods if pod["namespace"] == "keybuzz" and pod["node"] == "agent1"}
+    others = {pod["ip"]: [9, 0] for pod in bench.pods if pod["namespace"] == "keybuzz" and pod["node"] != "agent1"}
     return bench.fail(
         lambda probe: probe["row"] == "edge-self" and probe["source_node"] == "agent1" and probe.get("target_service"),
-        "timeout", attempts=12, failed=6, endpoints=own,
+        "timeout", attempts=12, failed=3, endpoints=others,
     )  # fmt: skip
 
 
