@@ -155,23 +155,11 @@ class Api:
 
     def item(self, path: str) -> Optional[Dict[str, Any]]:
         """One object; None where there is none."""
-        status, body = self.get(path)
-        if status == 404:
-            return None
-        if status != 200:
-            raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
-        found: Dict[str, Any] = json.loads(body)
-        return found
+        return _one(self.server, path, *self.get(path))
 
     def table(self, path: str) -> Optional[Dict[str, Any]]:
         """What `kubectl get` shows of one object, without the object itself; None where there is none."""
-        status, body = self.get(f"{path}?includeObject=None", _TABLE)
-        if status == 404:
-            return None
-        if status != 200:
-            raise ApiError(f"{self.server} answers {path} with {status}: {body[:200]}")
-        found: Dict[str, Any] = json.loads(body)
-        return found
+        return _one(self.server, path, *self.get(f"{path}?includeObject=None", _TABLE))
 
     def watch(self, path: str, seconds: int, version: str = "") -> Iterator[Dict[str, Any]]:
         """Events of a list, {"type", "object"}: first one for each object that is there, then what happens to them.
@@ -365,6 +353,15 @@ def _secrets(api: Api, ingresses: List[Dict[str, Any]], errors: List[Dict[str, s
     except ApiError as error:
         errors.append({"what": "secrets", "message": str(error)})
     return types
+
+
+def _one(server: str, path: str, status: int, body: str) -> Optional[Dict[str, Any]]:
+    if status == 404:
+        return None
+    if status != 200:
+        raise ApiError(f"{server} answers {path} with {status}: {body[:200]}")
+    found: Dict[str, Any] = json.loads(body)
+    return found
 
 
 def _health(api: Api) -> Tuple[str, Dict[str, str]]:
