@@ -55,8 +55,9 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
     places = _places(cluster, wanted)
     taken = {pod["node"] for pod in own if pod["host_network"] and pod["owner"].startswith("Deployment/")}
     ports = (*PORTS, WEBHOOK_PORT) if wanted.webhook else PORTS
-    selector = _selector(live, wanted)
-    labels = {**LABELS, **_asked_for(live), **OWN, **selector}
+    daemonset = _daemonset(live, wanted)
+    selector = dict(daemonset["spec"]["selector"]["matchLabels"]) if daemonset else {**LABELS, **OWN}
+    labels = {**LABELS, **_labels(daemonset), **_asked_for(live), **OWN, **selector}
     return Plan(
         refusals=[
             *_unknown(cluster, places, wanted),
@@ -82,7 +83,7 @@ def plan(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts], live: Sequence[O
 
 
 def _is_controller(item: Object) -> bool:
-    labels = item["spec"]["template"]["metadata"].get("labels", {})
+    labels = _labels(item)
     return all(labels.get(key, value) == value for key, value in LABELS.items()) and "app.kubernetes.io/name" in labels
 
 
@@ -98,16 +99,20 @@ def _asks(item: Object, wanted: Wanted) -> bool:
     return any(service.get("namespace") == wanted.namespace for service in calls)
 
 
-def _selector(live: Sequence[Object], wanted: Wanted) -> Labels:
-    for item in live:
-        if item["kind"] == "DaemonSet" and item["metadata"]["name"] == wanted.name:
-            return dict(item["spec"]["selector"]["matchLabels"])
-    return {**LABELS, **OWN}
+def _daemonset(live: Sequence[Object], wanted: Wanted) -> Object:
+    """The one that is there; {} for none."""
+    own = (item for item in live if item["kind"] == "DaemonSet" and item["metadata"]["name"] == wanted.name)
+    return next(own, {})
+
+
+def _labels(controller: Object) -> Labels:
+    """Those of its pods. What a Service asked for before stays: to take it away would start all of them anew."""
+    return dict(controller["spec"]["template"]["metadata"].get("labels", {})) if controller else {}
 
 
 def _asked_for(live: Sequence[Object]) -> Labels:
     """What Services ask of the pods of a controller that is there."""
-    pods = [item["spec"]["template"]["metadata"].get("labels", {}) for item in live if item["kind"] in CONTROLLERS]
+    pods = [_labels(item) for item in live if item["kind"] in CONTROLLERS]
     found: Labels = {}
     for item in live:
         selector = item["spec"].get("selector") if item["kind"] == "Service" else None

@@ -87,6 +87,11 @@ def test_a_deployments_pods_and_the_new_ones_are_behind_the_same_service_until_o
     # What only the new ones have: neither the selector of the DaemonSet nor the Service's meets the Deployment's pods.
     for selector in (seen.selector, seen.service_selector):
         assert not selector.items() <= {**HELM, "more": "x"}.items()
+    # Carried out, the plan is the same but for the Deployment: no pod is started anew for another label.
+    cluster.live.clear()
+    cluster.has("DaemonSet", NAME, seen.labels, seen.selector)
+    cluster.live.append({"kind": "Service", "metadata": {"name": NAME}, "spec": {"selector": seen.service_selector}})
+    assert cluster.plan() == seen._replace(replaces=[])
 
 
 def test_a_webhook_that_nobody_will_answer_goes(cluster: Cluster) -> None:
