@@ -114,7 +114,7 @@ def by_ansible(nodes: dict[str, tuple[str, str]], directory: Path) -> dict[str, 
     hosts = {}
     for name, (namespace, _) in nodes.items():
         wrapper = directory / name
-        inner = f"hostname {name}; exec {sys.executable} \"$@\""
+        inner = f'hostname {name}; exec {sys.executable} "$@"'
         wrapper.write_text(f"#!/bin/sh\nexec ip netns exec {namespace} unshare --uts sh -c '{inner}' sh \"$@\"\n")
         wrapper.chmod(0o700)
         hosts[name] = {"ansible_connection": "local", "ansible_python_interpreter": str(wrapper)}

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.apply import CONCURRENCY, differences
-from ansible.module_utils.netmend.declared import number, object_name
+from ansible.module_utils.netmend.declared import at_least, number, object_name
 from ansible.module_utils.netmend.host_network import Wish
 from ansible.module_utils.netmend.host_network_apply import Mover, Refused, refuse
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
@@ -147,10 +147,9 @@ def main():
         supports_check_mode=True,
     )
     given = module.params
-    for name, least in (("drain_seconds", 0), ("timeout", 1), ("patience", 0)):
-        if given[name] < least:
-            module.fail_json(msg=f"{name} is {given[name]}, and has to be {least} at least")
     try:
+        for name, least in (("drain_seconds", 0), ("timeout", 1), ("patience", 0)):
+            at_least(least)(given[name], name)
         wishes = read(given["applications"], given["drain_seconds"])
     except ValueError as error:
         module.fail_json(msg=str(error))

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend.declared import at_least
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials, kubeconfig_credentials
 from ansible.module_utils.netmend.mirror import Mirror
 from ansible.module_utils.netmend.pod_replacement import LEFT, PATHS, Replacement, Wish, networks, plan
@@ -151,7 +154,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wish, limits = _wish(module), Limits(_least(module, "drain_seconds", 0), _least(module, "timeout", 1))
+    try:
+        wish, limits = _wish(module.params), _limits(module.params)
+    except ValueError as error:
+        module.fail_json(msg=str(error))
     kubeconfig = module.params["kubeconfig"]
     try:
         api = Api(kubeconfig_credentials(kubeconfig) if kubeconfig else k3s_credentials())
@@ -181,22 +187,19 @@ def main() -> None:
     module.exit_json(**result)
 
 
-def _wish(module: AnsibleModule) -> Wish:
+def _wish(given: dict[str, Any]) -> Wish:
     try:
-        cidrs = networks(module.params["cidrs"])
+        cidrs = networks(given["cidrs"])
     except ValueError as error:
-        module.fail_json(msg=f"cidrs: {error}")
+        raise ValueError(f"cidrs: {error}") from error
     if not cidrs:
-        module.fail_json(msg="cidrs is empty: name the networks where the addresses of pods are to be")
-    excluded = frozenset(module.params["exclude_namespaces"])
-    return Wish(cidrs, excluded, module.params["singles"] == "recreate", _least(module, "parallel", 1))
+        raise ValueError("cidrs is empty: name the networks where the addresses of pods are to be")
+    excluded = frozenset(given["exclude_namespaces"])
+    return Wish(cidrs, excluded, given["singles"] == "recreate", at_least(1)(given["parallel"], "parallel"))
 
 
-def _least(module: AnsibleModule, name: str, least: int) -> int:
-    value = module.params[name]
-    if value < least:
-        module.fail_json(msg=f"{name} is {value}, and has to be {least} at least")
-    return value
+def _limits(given: dict[str, Any]) -> Limits:
+    return Limits(at_least(0)(given["drain_seconds"], "drain_seconds"), at_least(1)(given["timeout"], "timeout"))
 
 
 def _shown(replacements: list[Replacement]) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.applications import read
 from ansible.module_utils.netmend.apply import CONCURRENCY, differences, named, remove
+from ansible.module_utils.netmend.declared import at_least
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
 from ansible.module_utils.netmend.rollout_apply import Limits, Rollout, undeclared
 
@@ -204,11 +205,10 @@ def main():
     given = module.params
     try:
         declared = read([present(each) for each in given["applications"]], "applications")
+        for name, least in (("drain_seconds", 0), ("timeout", 1), ("patience", 0), ("answer_seconds", 0)):
+            at_least(least)(given[name], name)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    for name, least in (("drain_seconds", 0), ("timeout", 1), ("patience", 0), ("answer_seconds", 0)):
-        if given[name] < least:
-            module.fail_json(msg=f"{name} is {given[name]}, and has to be {least} at least")
     limits = Limits(given["timeout"], given["patience"], given["answer_seconds"])
     try:
         api = Api(k3s_credentials(), timeout=60)

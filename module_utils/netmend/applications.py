@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, Mapping, Optional, TypedDict, cast
 
+from .apply import OWN, Object
 from .declared import Field, each, fields, host, label, number, path, switch, word
 from .model import Probe
 from .rollout import is_ready
 
-Object = Dict[str, Any]
-
-OWN = {"app.kubernetes.io/managed-by": "netmend"}
 NAME = "netmend/application"  # label: the application's name, on each of its objects
 SELECTED_BY = "app.kubernetes.io/name"  # label of the pods, where no workload of the name has others already
 KINDS = ("Deployment", "DaemonSet")

@@ -10,11 +10,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from .kube import Api, ApiError
+from .kube import MERGE_PATCH, Api, ApiError
 
 MANAGER = "netmend"
+OWN = {"app.kubernetes.io/managed-by": MANAGER}  # labels of what is made here for good
 APPLY = "application/apply-patch+yaml"  # JSON is YAML, too
-MERGE = "application/merge-patch+json"
 CONCURRENCY = 6
 ESTABLISHED_WITHIN = 120  # seconds; an API server describes itself anew for each new kind
 DEFINITION = "CustomResourceDefinition"
@@ -55,9 +55,7 @@ class Resources:
     def _ask(self, version: str) -> Dict[str, Tuple[str, bool]]:
         known = self._api.item(_root(version)) or {"resources": []}
         return {
-            each["kind"]: (each["name"], each["namespaced"])
-            for each in known["resources"]
-            if "/" not in each["name"]
+            each["kind"]: (each["name"], each["namespaced"]) for each in known["resources"] if "/" not in each["name"]
         }
 
 
@@ -99,7 +97,7 @@ def patch(api: Api, item: Object, content: Object) -> None:
     """Sends a merge patch (RFC 7386) for an object that is there; an empty one is not sent. ApiError."""
     if content:
         path = f"{Resources(api).path(item)}?fieldManager={MANAGER}"
-        _good(*api.send("PATCH", path, content, content_type=MERGE), named(item))
+        _good(*api.send("PATCH", path, content, content_type=MERGE_PATCH), named(item))
 
 
 def named(item: Object) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Iterator, List, Mapping, NamedTuple, Optional, Tuple, TypedDict
 
-from .hetzner import SCHEMES, WELL, End, Entrance, Object, Project, Target, View, is_well, services_of
+from .edge import SCHEMES
+from .hetzner import WELL, End, Entrance, Object, Project, Target, View, is_well, services_of
 from .model import ClusterFacts, NodeFacts
 from .walk import Packet, Verdict, judge
 

@@ -11,10 +11,9 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Typed
 from urllib.parse import urlsplit
 
 from .declared import Field, address, asked, each, fields, host, number, object_name, path, switch
-from .model import ClusterFacts, NodeFacts, Observation, Pod, Point, Probe, Service, met
+from .model import CONTROLLER, ClusterFacts, NodeFacts, Observation, Pod, Point, Probe, Service, met
 from .plan import answers_on, destination
 
-CONTROLLER = ""  # the source node of a probe that the controller makes
 KINDS = ("DaemonSet", "Deployment", "StatefulSet")
 PORTS = {"http": 80, "https": 443}
 STATUS = 200

@@ -63,6 +63,17 @@ def number(most: int) -> Reader:
     return reader
 
 
+def at_least(least: int) -> Reader:
+    """Of a number."""
+
+    def reader(given: Any, where: str) -> Any:
+        if given < least:
+            raise ValueError(f"{where} is {given}, and has to be {least} at least")
+        return given
+
+    return reader
+
+
 def switch(given: Any, where: str) -> bool:
     if not isinstance(given, bool):
         raise ValueError(f"{where}: {given!r} is neither true nor false")

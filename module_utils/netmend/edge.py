@@ -248,8 +248,7 @@ class Edge:
     def _host_doors(self) -> Iterator[Door]:
         for pod in self.controllers:
             for port in pod["ports"]:
-                number = port["hostPort"] or (port["port"] if pod["host_network"] else 0)
-                scheme = SCHEMES.get(port["name"]) or SCHEMES.get(port["port"], "")
+                number, scheme = host_port(pod, port), _scheme(port)
                 if number and scheme and pod["node"] in self._nodes:
                     served = any(_serves(service, pod, port["port"]) for service in self.cluster["services"])
                     yield Door(pod["node"], self._nodes[pod["node"]], number, scheme, "", served, controller_of(pod))
@@ -259,7 +258,7 @@ class Edge:
         for service in self.cluster["services"]:
             controller = next((behind[end["pod"]] for end in service["endpoints"] if end["pod"] in behind), "")
             for port in service["ports"] if controller else []:
-                scheme = SCHEMES.get(port["name"]) or SCHEMES.get(port["port"], "")
+                scheme = _scheme(port)
                 if port["nodePort"] and scheme:
                     for node in self.cluster["nodes"]:
                         if node["internal_ip"] and answers_on(service, node):
@@ -272,6 +271,16 @@ def number_of(pod: Pod, port: Any) -> int:
     if isinstance(port, int):
         return port
     return next((int(each["port"]) for each in pod["ports"] if each["name"] == port), 0)
+
+
+def host_port(pod: Pod, port: Mapping[str, Any]) -> int:
+    """Of the node, that one of the pod's ports takes; 0 for none."""
+    return int(port["hostPort"] or (port["port"] if pod["host_network"] else 0))
+
+
+def _scheme(port: Mapping[str, Any]) -> str:
+    """What an ingress controller speaks at a port of its own, or of its Service; "" where that is not known."""
+    return SCHEMES.get(port["name"]) or SCHEMES.get(port["port"], "")
 
 
 def controller_of(pod: Pod) -> str:

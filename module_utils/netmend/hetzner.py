@@ -9,6 +9,7 @@ import copy
 from fnmatch import fnmatchcase
 from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set
 
+from .edge import SCHEMES, host_port
 from .model import Balancer, BalancerService, BalancerTarget, ClusterFacts, HealthCheck, NodeFacts, Service
 from .parse.cluster import is_ingress_nginx
 from .plan import answers_on
@@ -17,7 +18,6 @@ Object = Dict[str, Any]
 
 ANSWERS = ("hcloud_load_balancer_info", "hcloud_server_info")  # the keys of what was read
 WELL = ["2??", "3??"]  # Hetzner's default
-SCHEMES = {80: "http", 443: "https"}
 METRICS = 10254  # ingress-nginx's own port, where it speaks HTTP
 
 
@@ -228,7 +228,7 @@ def _entrances(cluster: ClusterFacts) -> Iterator[Entrance]:
                 yield Entrance(port["nodePort"], owner, scheme, True, _local(service, cluster), silent)
     for pod in cluster["pods"]:
         for port in pod["ports"]:
-            number = port["hostPort"] or (port["port"] if pod["host_network"] else 0)
+            number = host_port(pod, port)
             if number and port["protocol"] == "TCP":
                 is_ingress = f"{pod['namespace']}/{pod['name']}" in ingress
                 scheme = {**SCHEMES, METRICS: "http"}.get(port["port"], "") if is_ingress else ""

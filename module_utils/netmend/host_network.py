@@ -14,8 +14,8 @@ from functools import reduce
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from .apply import Change, named
-from .rollout import State, pods_of
-from .rollout_apply import PARKED
+from .rollout import PARKED, State, pods_of
+from .rollout import services_of as services_that_ask_for
 
 Object = Dict[str, Any]
 Patch = Dict[str, Any]  # a merge patch (RFC 7386)
@@ -162,11 +162,7 @@ def in_the_end(deployment: Object, services: Iterable[Object], wish: Optional[Wi
 def services_of(state: State, deployment: Object) -> List[Object]:
     """The Services that lead to a Deployment, or have led to it and lead to its companion for now."""
     labels = {**deployment["spec"]["template"]["metadata"].get("labels", {}), **_MARK}
-    return [
-        item
-        for item in state["services"]
-        if item["spec"].get("selector") and item["spec"]["selector"].items() <= labels.items()
-    ]
+    return services_that_ask_for(state, [{"metadata": {"labels": labels}}])
 
 
 def companion_pods(state: State, deployment: Object) -> List[Object]:

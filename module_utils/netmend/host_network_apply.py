@@ -13,7 +13,7 @@ from .apply import Change, Object, apply, patch, remove
 from .host_network import Cluster, Wish
 from .kube import Api
 from .rollout import WORKLOADS, State, paths, pods_of, served_by
-from .rollout_apply import Limits, NotUp, undo, wait_until, wait_until_up
+from .rollout_apply import Limits, NotUp, read_state, undo, wait_until, wait_until_up
 
 
 class Refused(Exception):
@@ -30,7 +30,7 @@ def refuse(api: Api, wishes: Iterable[Wish], sockets: Optional[Mapping[str, Any]
     found, deployments = [], []
     nodes, pods = api.items("/api/v1/nodes") or [], api.items("/api/v1/pods") or []
     for wish in wishes:
-        state, name = _state(api, wish), f"{wish.namespace}/{wish.name}"
+        state, name = read_state(api, wish.namespace), f"{wish.namespace}/{wish.name}"
         try:
             deployments.append((name, _deployment(state, wish)))
         except Refused as error:
@@ -133,7 +133,7 @@ class Mover:
 
     def _read(self) -> Tuple[Object, List[Object]]:
         """The Deployment and its Services."""
-        state = _state(self._api, self._wish)
+        state = read_state(self._api, self._wish.namespace)
         deployment = _deployment(state, self._wish)
         # Items of a list do not say what they are.
         services = rules.services_of(state, deployment)
@@ -148,10 +148,6 @@ class Mover:
 
     def _wait(self, lacking: Callable[[State], str]) -> None:
         wait_until(self._api, self._wish.namespace, lacking, self._limits)
-
-
-def _state(api: Api, wish: Wish) -> State:
-    return {what: api.items(path) or [] for what, path in paths(wish.namespace).items()}
 
 
 def _deployment(state: State, wish: Wish) -> Object:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
+from .apply import OWN, Object
 from .model import ClusterFacts, NodeFacts, Pod
 
-Object = Dict[str, Any]
 Labels = Dict[str, str]
 
-# By it the DaemonSet's pods are told from those of a Deployment that has all other labels, too.
-OWN = {"app.kubernetes.io/managed-by": "netmend"}
 LABELS = {"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller"}
 CONTROLLERS = ("DaemonSet", "Deployment")
 # What it listens on, on the nodes' own network: clients, and the probe of its health.
@@ -39,7 +37,9 @@ class Plan(NamedTuple):
     nodes: List[str]
     leaves: List[str]  # nodes that have the labels and are not to have the controller
     selector: Labels  # the DaemonSet's, which cannot be changed once it is there
-    labels: Labels  # its pods', with all that Services which serve the Deployments ask for
+    # Its pods', with all that Services which serve the Deployments ask for: such a Service serves both kinds of pods,
+    # which OWN tells apart.
+    labels: Labels
     service_selector: Labels  # the DaemonSet's pods alone
     replaces: List[Object]  # Deployments of the controller, which go when the DaemonSet serves
     webhooks: List[Object]  # configurations by which the API server asks a controller that will not answer

@@ -26,6 +26,7 @@ DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
 _JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"  # what kubectl get shows
 CALICO = "/apis/crd.projectcalico.org/v1"
 

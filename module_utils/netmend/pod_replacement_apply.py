@@ -9,7 +9,7 @@ import json
 import time
 from typing import Dict, Iterable, List, NamedTuple, Set, Tuple
 
-from .kube import Api, ApiError
+from .kube import MERGE_PATCH, Api, ApiError
 from .mirror import Mirror
 from .pod_replacement import (
     LEFT,
@@ -26,7 +26,6 @@ from .pod_replacement import (
     without_labels,
 )
 
-MERGE_PATCH = "application/merge-patch+json"
 GONE = (404, 409)  # it ended meanwhile, or a namesake took its place: the next state says so
 REFUSED = 429  # by a PodDisruptionBudget
 BURST = 0.2  # seconds: one change brings others

@@ -24,6 +24,7 @@ _PATHS = {
 WORKLOADS = {"Deployment": "deployments", "DaemonSet": "daemonsets"}
 REVISION = "deployment.kubernetes.io/revision"  # annotation of Deployments and of their ReplicaSets
 GENERATION = "deprecated.daemonset.template.generation"  # annotation of DaemonSets
+PARKED = "netmend/replicas"  # annotation of a Deployment without replicas: how many it had (host_network.py)
 TEMPLATE_GENERATION = "pod-template-generation"  # the same as a label of their pods
 # Why a container waits that does not get better by waiting.
 HOPELESS = (
@@ -55,7 +56,7 @@ def lacks(state: State, kind: str, name: str) -> str:
     item = find(state, WORKLOADS[kind], name)
     if not item:
         return f"there is no {kind} {name}"
-    said = _DONE[kind](item)
+    said = _DONE[kind](item) if _is_seen(item) else "its controller has not seen its change yet"
     return f"{kind} {name}: {said}" if said else unserved(state, current(state, kind, item))
 
 
@@ -155,8 +156,6 @@ def _deployment(item: Object) -> str:
     status, wanted = item.get("status", {}), item["spec"].get("replicas", 1)
     updated, there = status.get("updatedReplicas", 0), status.get("replicas", 0)
     available = status.get("availableReplicas", 0)
-    if not _is_seen(item):
-        return "its controller has not seen its change yet"
     if updated < wanted:
         return f"{updated} of {wanted} new pods are there"
     if there > updated:
@@ -168,8 +167,6 @@ def _daemonset(item: Object) -> str:
     status = item.get("status", {})
     wanted, updated = status.get("desiredNumberScheduled", 0), status.get("updatedNumberScheduled", 0)
     available = status.get("numberAvailable", 0)
-    if not _is_seen(item):
-        return "its controller has not seen its change yet"
     if updated < wanted:
         return f"{updated} of {wanted} new pods are there"
     return f"{available} of {wanted} new pods are available" if available < wanted else ""

@@ -9,20 +9,19 @@ from __future__ import annotations
 import base64
 import json
 import time
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from . import applications
-from .applications import KINDS, OWN, Application, called
-from .apply import Change, Object, apply, named, remove
+from .applications import KINDS, Application, called
+from .apply import OWN, Change, Object, apply, named, remove
 from .kube import Api, ApiError
 from .mirror import Mirror
 from .model import met
 from .parse import cluster as parse
 from .probe import run_probes
-from .rollout import GENERATION, REVISION, WORKLOADS, State, current, find, hopeless, lacks, paths, unplaced
+from .rollout import GENERATION, PARKED, REVISION, WORKLOADS, State, current, find, hopeless, lacks, paths, unplaced
 
 FORMER = "netmend-former-{}"  # Secret, by the application's name
-PARKED = "netmend/replicas"  # annotation of a Deployment without replicas: how many it had (host_network.py)
 ROUND = 1  # seconds, after which time limits are looked at even where nothing changes
 # Annotations that controllers write; to bring them back would be to contradict them.
 _CONTROLLERS = (REVISION, GENERATION)
@@ -50,6 +49,10 @@ class Result(NamedTuple):
     changes: List[Change]  # that were made, and are still there; in a dry run those that would be
     undone: bool = False
     failure: str = ""
+
+
+def read_state(api: Api, namespace: str) -> State:
+    return {what: api.items(path) or [] for what, path in paths(namespace).items()}
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -167,8 +170,10 @@ class Rollout:
             selector = applications.selector([live[self._kind], *live.values()])
         except ValueError as error:
             raise NotUp(str(error)) from error
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self._namespace}}
-        return [namespace, *applications.objects(application, selector, self._drain)]
+        return [self._home(), *applications.objects(application, selector, self._drain)]
+
+    def _home(self) -> Object:
+        return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self._namespace}}
 
     def _live(self, kind: str) -> Optional[Object]:
         return self._api.item(f"{paths(self._namespace)[WORKLOADS[kind]]}/{self._name}")
@@ -190,9 +195,8 @@ class Rollout:
             if change.after and change.after["kind"] != "Namespace" and change.what not in known
         ]
         if fresh:
-            made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self._namespace}}
             text = json.dumps([*kept, *fresh]).encode()
-            apply(self._api, [made, {**self._kept(), "data": {"changes": base64.b64encode(text).decode()}}])
+            apply(self._api, [self._home(), {**self._kept(), "data": {"changes": base64.b64encode(text).decode()}}])
         return [*kept, *fresh]
 
     def _kept(self) -> Object:
@@ -214,7 +218,7 @@ class Rollout:
         """The ways in which it does not answer from here, of those that there are, and what was seen."""
         if not self._probe:
             return {}
-        state: Dict[str, Any] = {what: self._api.items(path) or [] for what, path in paths(self._namespace).items()}
+        state = read_state(self._api, self._namespace)
         ingress = self._api.item(f"/apis/networking.k8s.io/v1/namespaces/{self._namespace}/ingresses/{self._name}")
         workload = find(state, WORKLOADS[self._kind], self._name)
         service = find(state, "services", self._name)

@@ -380,7 +380,7 @@ def _covers(wide: str, narrow: str) -> bool:
     one, other = _network(wide), _network(narrow)
     if one is None:
         return True
-    return other is not None and one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
+    return other is not None and one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]  # of one version
 
 
 def _networks_overlap(wide: str, narrow: str) -> bool:

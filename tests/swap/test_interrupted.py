@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.load import load
-from lab.playbooks import ROOT, Outcome, Playbooks
+from lab.playbooks import ROOT, Playbooks
 from lab.spec import Lab
 
 from . import runs
@@ -27,24 +27,20 @@ def test_killed_and_run_again(
         pytest.skip(f"neither way has so many tasks: {past_the_end[0]} was too many")
     monkeypatch.setenv("ANSIBLE_CALLBACK_PLUGINS", CALLBACKS)
 
-    def killed(book: str) -> Outcome:
-        with monkeypatch.context() as patch:
-            patch.setenv("NETMEND_KILL_AFTER", str(boundary))
-            return playbooks.run(f"playbooks/{book}.yml", *runs.arguments(), limit=runs.LIMIT)
+    codes = []
+    for book, again, assert_there in (
+        ("swap_cni", runs.swap, runs.assert_on_calico),
+        ("rollback", runs.back, runs.assert_on_flannel),
+    ):
+        with load(lab, "web", runs.NODE_PORT) as clients:
+            with monkeypatch.context() as patch:
+                patch.setenv("NETMEND_KILL_AFTER", str(boundary))
+                killed = playbooks.run(f"playbooks/{book}.yml", *runs.arguments(), limit=runs.LIMIT)
+            run = again(playbooks)
+        assert killed.code in (0, KILLED), killed.output
+        runs.assert_healthy_without_loss(run, clients, killed.output)
+        assert_there(lab)
+        codes.append(killed.code)
 
-    with load(lab, "web", runs.NODE_PORT) as clients:
-        forth = killed("swap_cni")
-        run = runs.swap(playbooks)
-    assert forth.code in (0, KILLED), forth.output
-    runs.assert_healthy_without_loss(run, clients, forth.output)
-    runs.assert_on_calico(lab)
-
-    with load(lab, "web", runs.NODE_PORT) as clients:
-        back = killed("rollback")
-        run = runs.back(playbooks)
-    assert back.code in (0, KILLED), back.output
-    runs.assert_healthy_without_loss(run, clients, back.output)
-    runs.assert_on_flannel(lab)
-
-    if KILLED not in (forth.code, back.code):
+    if KILLED not in codes:
         past_the_end.append(boundary)

@@ -21,7 +21,7 @@ MODULES = (
 )  # fmt: skip
 
 # It knows its host by the directory that Ansible thinks it is run in. What it changes is what others answer then.
-MODULE = '''#!/usr/bin/python3
+MODULE = """#!/usr/bin/python3
 # WANT_JSON
 import json, pathlib, sys
 arguments = json.loads(pathlib.Path(sys.argv[1]).read_text())
@@ -35,7 +35,7 @@ if not arguments["_ansible_check_mode"]:
     for name, then in after.items():
         (here.parent / name).write_text(json.dumps(then))
 print(json.dumps(answer))
-'''
+"""
 
 
 class Project:

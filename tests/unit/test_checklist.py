@@ -194,7 +194,7 @@ def test_urls_by_each_balancer() -> None:
     said = judged(EDGE, seen={"https://shop.example/cart?a=1 by 203.0.113.81, 1": wrong})
     assert said["https://shop.example/cart?a=1: 200 by 203.0.113.80"] == (True, "2 of 2")
     assert said["https://shop.example/cart?a=1: 200 by 203.0.113.81"] == (
-        False, "1 of 2; controller to 203.0.113.81: http (status 503)",
+        False, "1 of 2; the controller to 203.0.113.81: http (status 503)",
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
     assert done.returncode == code, done.stdout + done.stderr
     report = json.loads((tmp_path / "reports/report.json").read_text())
     assert [point["met"] for point in report["now"]["checklist"]] == [True, True, False]
-    assert report["now"]["checklist"][2]["seen"] == "0 of 10; controller to 127.0.0.1: http (status 404)"
+    assert report["now"]["checklist"][2]["seen"] == "0 of 10; the controller to 127.0.0.1: http (status 404)"
     assert (report["score"], report["healthy"], report["passed"]) == (66.7, False, code == 0)
     assert report["verdict"].endswith(f"2 of 3 points of the checklist (66.7 %). The pass mark of {mark} % is {said}.")
 

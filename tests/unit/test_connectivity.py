@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -17,12 +16,9 @@ import yaml
 from ansible.module_utils.netmend.pods import network_pid
 from ansible.module_utils.testing import patch_module_args
 
-ROOT = Path(__file__).parents[2]
-specification = importlib.util.spec_from_file_location("connectivity", ROOT / "library/netmend_connectivity.py")
-assert specification
-assert specification.loader
-module = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(module)
+from tests.unit.loaded import loaded
+
+module = loaded("library/netmend_connectivity.py")
 
 CLOSED = 9  # discard; nothing listens there
 

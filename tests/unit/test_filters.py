@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import ssl
 import subprocess
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any, Callable
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "plugins/filter/netmend.py"
-specification = importlib.util.spec_from_file_location("netmend_filters", PATH)
-assert specification
-assert specification.loader
-filters = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(filters)
+from tests.unit.loaded import loaded
+
+filters = loaded("plugins/filter/netmend.py")
 
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -13,6 +11,7 @@ from ansible.module_utils.netmend import host_network as rules
 from ansible.module_utils.netmend import host_network_apply, rollout_apply
 from ansible.module_utils.testing import patch_module_args
 
+from tests.unit.loaded import loaded
 from tests.unit.rollout_cluster import APPS, CORE, Clock, Cluster, Mirror
 
 WEB = {"name": "shop/web"}
@@ -33,11 +32,7 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def move(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    spec = importlib.util.spec_from_file_location("host_network_module", Path("library/netmend_host_network.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("library/netmend_host_network.py")
     monkeypatch.setattr(module, "k3s_credentials", lambda: None)
     monkeypatch.setattr(module, "Api", lambda *_, **__: cluster)
     monkeypatch.setattr(rollout_apply, "Mirror", Mirror)

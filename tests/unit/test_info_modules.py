@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,11 @@ import pytest
 from ansible.module_utils.netmend.model import NodeFacts
 from ansible.module_utils.testing import patch_module_args
 
-LIBRARY = Path(__file__).parents[2] / "library"
+from tests.unit.loaded import loaded
 
 
 def run(name: str, arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location(name, LIBRARY / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(f"library/{name}.py")
     with patch_module_args(arguments), pytest.raises(SystemExit):
         module.main()
     return json.loads(capsys.readouterr().out)

@@ -100,7 +100,11 @@ def test_a_webhook_that_nobody_will_answer_goes(cluster: Cluster) -> None:
         return {"kind": "ValidatingWebhookConfiguration", "metadata": {"name": name}, "webhooks": calls}
 
     ours = webhook("ingress-nginx-admission", service={"namespace": NAMESPACE, "name": "controller-admission"})
-    cluster.live += [ours, webhook("other", service={"namespace": "other"}), webhook("outside", url="https://example.org")]
+    cluster.live += [
+        ours,
+        webhook("other", service={"namespace": "other"}),
+        webhook("outside", url="https://example.org"),
+    ]
     assert cluster.plan().webhooks == [ours]
     assert cluster.plan(webhook=True).webhooks == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from ansible.module_utils.netmend.kube import ApiError
 from ansible.module_utils.netmend.parse.cluster import ready_since
 from ansible.module_utils.testing import patch_module_args
+
+from tests.unit.loaded import loaded
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"$0.log"
@@ -35,11 +36,7 @@ def node(**condition: str) -> dict[str, Any]:
 @pytest.fixture
 def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the module on a node with this unit and these answers; "asked": what systemctl was told."""
-    spec = importlib.util.spec_from_file_location("restart", Path("library/netmend_k3s_restart.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("library/netmend_k3s_restart.py")
 
     def run(unit: str, answers: dict[str, Any], /, entered: float = 1e9, **arguments: Any) -> dict[str, Any]:
         program = tmp_path / "systemctl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,8 @@ import pytest
 from ansible.module_utils.netmend import kube, lease
 from ansible.module_utils.netmend.kube import ApiError
 from ansible.module_utils.netmend.lease import Claim, LeaseHeld
+
+from tests.unit.loaded import loaded
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=timezone.utc)
 PLUGIN = Path(__file__).parents[2] / "plugins/action/netmend_lease.py"
@@ -125,10 +126,7 @@ def test_an_answer_that_is_none_is_an_error():
 
 @pytest.fixture
 def plugin():
-    spec = importlib.util.spec_from_file_location("netmend_lease_action", PLUGIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("plugins/action/netmend_lease.py")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,23 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-LIBRARY = Path(__file__).parents[2] / "library"
-MODULES = sorted(LIBRARY.glob("netmend_*.py"))
+from tests.unit.loaded import ROOT, loaded
+
+MODULES = sorted(ROOT.glob("library/netmend_*.py"))
 # What an option's documentation and its argument_spec must say alike, with what each of them means where it is silent.
 FIELDS = {"type": "str", "required": False, "default": None, "choices": None, "elements": None}
 
 
 class Started(Exception):
     """Carries the arguments with which a module made its AnsibleModule."""
-
-
-def loaded(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def arguments(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import ssl
 import threading
@@ -18,6 +17,7 @@ from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
 from ansible.module_utils.netmend.pod_replacement import PATHS
 from ansible.module_utils.testing import patch_module_args
 
+from tests.unit.loaded import loaded
 from tests.unit.pod_cluster import NEW, Cluster
 
 WHAT = {path: what for what, path in PATHS.items()}
@@ -152,11 +152,7 @@ def cluster(server: Server) -> Cluster:
 @pytest.fixture
 def replace(server: Server, tls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the module; what it does not have to wait for, it does at once."""
-    spec = importlib.util.spec_from_file_location("replacement", Path("library/netmend_pod_replacement.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("library/netmend_pod_replacement.py")
     monkeypatch.setattr(module, "k3s_credentials", lambda: k3s_credentials(server.url, str(tls)))
     monkeypatch.setattr(pod_replacement_apply, "BURST", 0.01)
     monkeypatch.setattr(pod_replacement_apply, "AGAIN", 0.1)

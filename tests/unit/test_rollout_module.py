@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.netmend import rollout_apply
 from ansible.module_utils.testing import patch_module_args
 
+from tests.unit.loaded import loaded
 from tests.unit.rollout_cluster import APPS, CORE, Clock, Cluster, Mirror
 
 WEB = {"name": "web", "namespace": "shop", "image": "good:1", "port": 8080, "replicas": 2, "health": "/health"}
@@ -39,11 +38,7 @@ def roll_out(
         outcomes = [{"outcome": "timeout" if each else "ok", "detail": "no answer" if each else ""} for each in failed]
         return [{"id": probe["id"], **seen} for probe, seen in zip(probes, outcomes, strict=True)]
 
-    spec = importlib.util.spec_from_file_location("rollout_module", Path("library/netmend_rollout.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("library/netmend_rollout.py")
     monkeypatch.setattr(module, "k3s_credentials", lambda: None)
     monkeypatch.setattr(module, "Api", lambda *_, **__: cluster)
     monkeypatch.setattr(rollout_apply, "Mirror", Mirror)

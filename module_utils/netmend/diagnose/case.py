@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Set, Tuple
 
+from ..edge import Edge
 from ..loss import Tally
 from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service, met
 
@@ -62,7 +63,20 @@ class Case:
         self._devices: Dict[Tuple[str, str], str] = {}
         self._backends: Dict[str, str] = {}
 
+    @cached_property
+    def edge(self) -> Edge:
+        return Edge(self.cluster, self.run.get("balancers", []))
+
     # --- probes ---
+
+    @cached_property
+    def by_backend(self) -> Dict[str, List[Probe]]:
+        """Those that are about a backend of Ingresses."""
+        found: Dict[str, List[Probe]] = {}
+        for probe in self.run["probes"]:
+            if probe.get("backend"):
+                found.setdefault(probe["backend"], []).append(probe)
+        return found
 
     def outcome(self, probe: Probe) -> str:
         observation = self.observations.get(probe["id"])

@@ -7,11 +7,11 @@ import json
 from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
-from ..edge import CONTROLLERS, NAME_LABEL
-from ..model import Pod, Remedy, Ruleset
+from ..edge import CONTROLLERS, NAME_LABEL, host_port
+from ..model import Chain, Pod, Remedy, Ruleset
 from ..walk import Packet, Place, walk
 from .case import DROPPED, KUBE_CHAIN, Case, ids
-from .edge_view import NAMED, NO_FREE_PORTS, counts, probes_of, read, requests, through_balancers
+from .edge_view import NAMED, NO_FREE_PORTS, counts, probes_of, requests, through_balancers
 from .path import MASQUERADE_MARK, Passage, Paths
 from .registry import FIREWALL, SERVICE, Fault, Suspicion, fault
 from .stops import Stop, describe, removal
@@ -62,10 +62,9 @@ def host_port_conflict(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 @fault("ingress-class-mismatch", 47, "No ingress controller takes an Ingress for its own", SERVICE)
 def ingress_class_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    edge = read(case)
     ingresses = {f"{each['namespace']}/{each['name']}": each for each in case.cluster["ingresses"]}
     classes = {each["name"]: each for each in case.cluster["ingress_classes"]}
-    for site in edge.sites:
+    for site in case.edge.sites:
         ingress = ingresses[site.ingress]
         if site.controller or ingress["class"] in classes:
             continue
@@ -104,8 +103,7 @@ def ingress_class_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
 @fault("tls-secret-missing", 48, "A host is served with a certificate that is not its own", SERVICE)
 def tls_secret_missing(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """Without a usable Secret an ingress controller serves its default certificate, and goes on."""
-    edge = read(case)
-    for site in edge.sites:
+    for site in case.edge.sites:
         if site.scheme != "https" or not site.secret or not site.controller:
             continue
         asked = [
@@ -369,8 +367,7 @@ def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fau
 
 
 def _host_ports(pod: Pod) -> FrozenSet[int]:
-    ports = ((port["hostPort"] or (port["port"] if pod["host_network"] else 0)) for port in pod["ports"])
-    return frozenset(port for port in ports if port)
+    return frozenset(host_port(pod, port) for port in pod["ports"]) - {0}
 
 
 def _of_servicelb(pod: Pod) -> bool:
@@ -441,8 +438,8 @@ def _bypass(rules: Ruleset, packet: Packet, sets: Any) -> Optional[Place]:
         for number, rule in enumerate(chain["rules"], 1):
             if rule["target"] not in ("RETURN", "ACCEPT"):
                 continue
-            without = {**chain, "rules": [each for each in chain["rules"] if each is not rule]}
-            if _masquerades({**rules, "nat": {**nat, name: without}}, packet, sets):  # type: ignore[dict-item]  # a chain
+            without: Chain = {**chain, "rules": [each for each in chain["rules"] if each is not rule]}
+            if _masquerades({**rules, "nat": {**nat, name: without}}, packet, sets):
                 return Place("nat", name, number, rule["spec"], rule["packets"])
     return None
 

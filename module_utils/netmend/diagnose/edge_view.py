@@ -67,12 +67,8 @@ class Through(NamedTuple):
         return f"{self.balancer['name']}: of {len(self.asked)} requests none fails"
 
 
-def read(case: Case) -> Edge:
-    return Edge(case.cluster, case.run.get("balancers", []))
-
-
 def failing_backends(case: Case) -> Iterator[Failing]:
-    edge = read(case)
+    edge = case.edge
     for site in {site.backend: site for site in reversed(edge.sites)}.values():
         probes = probes_of(case, site.backend)
         failed = [probe for probe in probes if not case.met(probe)]
@@ -81,7 +77,7 @@ def failing_backends(case: Case) -> Iterator[Failing]:
 
 
 def through_balancers(case: Case) -> Iterator[Through]:
-    edge = read(case)
+    edge = case.edge
     for balancer in edge.balancers:
         of_it = [probe for probe in case.run["probes"] if probe.get("balancer") == balancer["name"]]
         for service in services_of(balancer):
@@ -104,9 +100,7 @@ def through_balancers(case: Case) -> Iterator[Through]:
 
 
 def probes_of(case: Case, backend: str, *rows: str) -> List[Probe]:
-    return [
-        probe for probe in case.run["probes"] if probe.get("backend") == backend and (not rows or probe["row"] in rows)
-    ]
+    return [probe for probe in case.by_backend.get(backend, []) if not rows or probe["row"] in rows]
 
 
 def requests(case: Case, probes: Iterable[Probe]) -> str:
