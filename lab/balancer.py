@@ -27,8 +27,8 @@ from .spec import Balancer, Lab
 TOOLS = "edge-tools"  # in a lab's state directory
 WITHIN = 10.0  # seconds until a balancer serves
 HELP = (
-    "CHANGE is proxy on|off (the PROXY protocol), health PORT (what the checks ask) or path PATH; behind it may stand "
-    "the name of one balancer"
+    "CHANGE is proxy on|off (the PROXY protocol), health [tcp] PORT (what the checks ask) or path PATH; behind it may "
+    "stand the name of one balancer"
 )
 # What a balancer is set to at first; the port by which it asks depends on nothing, so that each change is seen alone.
 SERVICES: list[dict[str, Any]] = [
@@ -103,9 +103,7 @@ def configuration(lab: Lab, balancer: Balancer, services: Sequence[dict[str, Any
             f"    mode {'http' if http else 'tcp'}",
             f"    option {'httplog' if http else 'tcplog'}",
             *(["    option forwardfor"] if http else []),
-            "    option httpchk",
-            f"    http-check send meth GET uri {health['path']}",
-            f"    http-check expect status {','.join(map(str, health['codes']))}",
+            *(_asks(health) if health["protocol"] != "tcp" else []),
             *(
                 f"    server {machine.name} {machine.private}:{service['destination_port']} {check}{proxy}"
                 for machine in lab.agents
@@ -115,13 +113,22 @@ def configuration(lab: Lab, balancer: Balancer, services: Sequence[dict[str, Any
     return text
 
 
+def _asks(health: dict[str, Any]) -> list[str]:
+    return [
+        "    option httpchk",
+        f"    http-check send meth GET uri {health['path']}",
+        f"    http-check expect status {','.join(map(str, health['codes']))}",
+    ]
+
+
 def changed(services: Sequence[dict[str, Any]], words: Sequence[str]) -> list[dict[str, Any]]:
     """What a balancer's services are after a change."""
     text = " ".join(words)
     if text in ("proxy on", "proxy off"):
         return [{**service, "proxy_protocol": text == "proxy on"} for service in services]
-    if port := re.fullmatch(r"health (\d{1,5})", text):
-        return [{**service, "health": {**service["health"], "port": int(port[1])}} for service in services]
+    if asked := re.fullmatch(r"health (tcp )?(\d{1,5})", text):
+        health = {"port": int(asked[2]), **({"protocol": "tcp"} if asked[1] else {})}
+        return [{**service, "health": {**service["health"], **health}} for service in services]
     if path := re.fullmatch(r"path (/\S*)", text):
         return [{**service, "health": {**service["health"], "path": path[1]}} for service in services]
     raise BalancerError(f"no change {text!r}; {HELP}")

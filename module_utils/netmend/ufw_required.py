@@ -14,12 +14,14 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple, TypedDict
 
-from .model import ClusterFacts, Node, NodeFacts
+from .model import ClusterFacts, Node, NodeFacts, Service
 
 KUBELET = 10250
 REGISTRY = 5001  # embedded-registry: nodes hand images to each other
 BGP, CALICO_VXLAN, TYPHA = 179, 4789, 5473
 FLANNEL_VXLAN, WIREGUARD = 8472, 51820
+
+ALL, NODEPORTS = "all", "nodeports"  # what rules are asked for
 
 Rule = Dict[str, str]  # an element of netmend_ufw's option ``rules``
 
@@ -34,11 +36,13 @@ def required_rules(
     node: NodeFacts,
     balancers: Sequence[str] = (),
     nodeports_from: Sequence[str] = (),
+    scope: str = ALL,
 ) -> Required:
     """What netmend_ufw is to be given on ``node``.
 
     ``balancers`` and ``nodeports_from`` are addresses or CIDRs; both reach the NodePorts, balancers an ingress on the
-    host's network (80 and 443) too. Raises ValueError, naming the node, where an address or a CIDR is not known.
+    host's network (80 and 443) too. ``scope`` is ALL, or NODEPORTS for these two alone. Raises ValueError, naming the
+    node, where an address or a CIDR is not known.
     """
     here = _here(cluster, node)
     peers = [peer for peer in cluster["nodes"] if peer["name"] != here["name"]]
@@ -49,6 +53,10 @@ def required_rules(
     edge = _labelled(balancers)
     outside = {**edge, **_labelled(nodeports_from)}
     config = node["k3s"]["config"]
+    if scope == NODEPORTS:
+        exposed = [service for service in cluster["services"] if _is_exposed(service)]
+        rules = [*_service_rules(exposed, here, inside={**nodes, **pods}, servers=servers, outside=outside)]
+        return Required(rules=_once([*rules, *_ingress_rules(cluster, here, edge)]), before_rules=[])
 
     rules = [*_allow("kubelet", KUBELET, {**nodes, **pods})]
     if here["role"] == "server":
@@ -62,7 +70,7 @@ def required_rules(
     pools = [pool.get("spec", pool) for pool in _calico(cluster, "ippools")]
     if pools:
         rules += _calico_rules(cluster, pools, nodes)
-    rules += _service_rules(cluster, here, inside={**nodes, **pods}, servers=servers, outside=outside)
+    rules += _service_rules(cluster["services"], here, inside={**nodes, **pods}, servers=servers, outside=outside)
     rules += _ingress_rules(cluster, here, edge)
 
     ipip = any(pool.get("ipipMode", "Never") != "Never" for pool in pools)
@@ -146,8 +154,12 @@ def _calico_rules(
         yield from _allow("typha", TYPHA, nodes)
 
 
+def _is_exposed(service: Service) -> bool:
+    return service["type"] in ("NodePort", "LoadBalancer")
+
+
 def _service_rules(
-    cluster: ClusterFacts,
+    services: Iterable[Service],
     here: Node,
     *,
     inside: Mapping[str, str],
@@ -155,13 +167,12 @@ def _service_rules(
     outside: Mapping[str, str],
 ) -> Iterator[Rule]:
     """For Services whose pods are on this node's own network."""
-    for service in cluster["services"]:
+    for service in services:
         if (service["namespace"], service["name"]) == ("default", "kubernetes"):
             continue
         webhook = all("webhook" in f"{port.get('name')} {port['targetPort']}" for port in service["ports"])
-        exposed = service["type"] in ("NodePort", "LoadBalancer")
         # Only API servers call webhooks.
-        sources = {**(servers if webhook else inside), **(outside if exposed else {})}
+        sources = {**(servers if webhook else inside), **(outside if _is_exposed(service) else {})}
         for end in service["endpoints"]:
             if end["ip"] == here["internal_ip"]:
                 protocol = end["protocol"].lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ ROWS = pytest.StashKey[table.Rows]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="rare faults, pairs; after each repair all disturbances")
+    parser.addoption("--table", type=Path, help="file that keeps the table's rows from run to run")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="chooses the pairs of faults")
 
 
@@ -23,7 +25,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = {}
+    kept = config.getoption("--table")
+    config.stash[ROWS] = table.from_json(kept.read_text()) if kept and kept.exists() else {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,7 +55,11 @@ def rows(pytestconfig: pytest.Config) -> table.Rows:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[ROWS]:
+    rows, kept = config.stash[ROWS], config.getoption("--table")
+    if rows and kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(table.to_json(rows))
+    if rows:
         terminalreporter.section("faults")
-        for line in table.render(config.stash[ROWS]):
+        for line in table.render(rows):
             terminalreporter.write_line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -21,6 +22,14 @@ class Row(NamedTuple):
 
 
 Rows = dict[str, "Row | None"]  # by fault, or by faults with + in between; None: there is no report of it
+
+
+def to_json(rows: Rows) -> str:
+    return json.dumps(rows, indent=2)
+
+
+def from_json(text: str) -> Rows:
+    return {name: row and Row(*row) for name, row in json.loads(text).items()}
 
 
 def row(wanted: list[str], run: Outcome) -> Row | None:

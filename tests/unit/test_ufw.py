@@ -415,6 +415,18 @@ def test_an_ingress_on_the_host_is_for_balancers_and_its_webhook_for_servers():
     ]
 
 
+def test_of_nodeports_alone_nothing_else_is_let_in():
+    ports = [{"port": port, "protocol": "TCP", "hostPort": port} for port in (80, 443)]
+    ingress = {"node": "agent0", "host_network": True, "ports": ports, "labels": {}}
+    services = [service("web", "NodePort", "10.0.0.110", 8080), service("inner", "ClusterIP", "10.0.0.110", 9090)]
+    facts = cluster(pods=[ingress], services=services)
+    assert needs(facts, node("agent0"), balancers=["10.0.0.5"], scope="nodeports") == [
+        *(f"8080/tcp < {source}" for source in ("10.0.0.100", "10.0.0.111", "10.42.0.0/16", "10.0.0.5")),
+        "80/tcp < 10.0.0.5",
+        "443/tcp < 10.0.0.5",
+    ]
+
+
 def test_a_port_that_two_things_need_gets_one_rule():
     kubelet = service("kubelet", "ClusterIP", "10.0.0.110", 10250)
     assert needs(cluster(services=[kubelet]), node("agent0")) == needs(cluster(), node("agent0"))

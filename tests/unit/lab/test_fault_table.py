@@ -76,3 +76,8 @@ def test_a_row_is_what_a_run_found_first_and_when_it_was_known():
 
 def test_a_run_without_a_report_was_not_measured():
     assert table.row(OVERLAY, Outcome(1, "", {})) is None
+
+
+def test_the_rows_of_one_run_are_read_by_the_next():
+    rows = {"none-measured": None, "ufw-blocks-overlay": Row(["ufw-blocks-overlay"], ["ufw-blocks-overlay"], 9.5, 3)}
+    assert table.from_json(table.to_json(rows)) == rows
