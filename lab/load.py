@@ -14,6 +14,7 @@ from .cluster import must
 from .spec import Lab
 
 RATE = 25  # requests a second, of each of the two clients
+PATIENCE = 10  # seconds until a request without an answer is lost
 
 # Asks targets in turn: an address, a port, and perhaps the host and, for TLS, the file of the authority to trust.
 CLIENT = r"""
@@ -30,13 +31,13 @@ async def ask(address, port, host="load", authority=""):
     finally:
         writer.close()
 
-async def main(targets, rate):
+async def main(targets, rate, patience):
     took, lost, under_way, ended = [], [], set(), asyncio.Event()
     asyncio.get_running_loop().add_reader(0, ended.set)
     async def request(number):
         began, target = time.time(), targets[number % len(targets)]
         try:
-            await asyncio.wait_for(ask(*target), 10)
+            await asyncio.wait_for(ask(*target), patience)
             took.append([began, time.time() - began])
         except (OSError, asyncio.TimeoutError) as error:
             lost.append([began, target, str(error) or type(error).__name__])
@@ -51,7 +52,7 @@ async def main(targets, rate):
         await asyncio.wait(under_way)
     print(json.dumps({"asked": number, "lost": lost, "answered": took}))
 
-asyncio.run(main(json.loads(sys.argv[1]), float(sys.argv[2])))
+asyncio.run(main(json.loads(sys.argv[1]), *map(float, sys.argv[2:])))
 """
 
 
@@ -87,9 +88,9 @@ def load(lab: Lab, service: str, node_port: int, rate: float = RATE) -> Iterator
     found = "k3s kubectl get service " + service + " -o jsonpath='{.spec.clusterIP} {.spec.ports[0].port}'"
     address, port = must(lab, lab.machines[0], found).split()
     by_cluster_ip = json.dumps([(address, int(port))])
-    inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate}"
+    inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate} {PATIENCE}"
     commands = {
-        "outside": _outside(lab, [(machine.public, node_port) for machine in lab.machines], rate),
+        "outside": _outside(lab, [(machine.public, node_port) for machine in lab.machines], rate, PATIENCE),
         "inside": machines.ssh(lab.name, lab.machines[-1], inside),
     }
     with _clients(commands) as seen:
@@ -97,7 +98,7 @@ def load(lab: Lab, service: str, node_port: int, rate: float = RATE) -> Iterator
 
 
 @contextmanager
-def load_at_edge(lab: Lab, rate: float = RATE) -> Iterator[dict[str, Client]]:
+def load_at_edge(lab: Lab, rate: float = RATE, patience: float = PATIENCE) -> Iterator[dict[str, Client]]:
     """Asks for every host of the lab's Ingresses by every balancer, over HTTP and TLS, as long as the context lasts.
 
     What was seen is in the mapping afterwards, by "outside".
@@ -109,12 +110,13 @@ def load_at_edge(lab: Lab, rate: float = RATE) -> Iterator[dict[str, Client]]:
         for host in ingress.hosts(lab)
         for way in ((80, host), (443, host, authority))
     ]
-    with _clients({"outside": _outside(lab, targets, rate)}) as seen:
+    with _clients({"outside": _outside(lab, targets, rate, patience)}) as seen:
         yield seen
 
 
-def _outside(lab: Lab, targets: Sequence[Sequence[str | int]], rate: float) -> list[str]:
-    return network.inside(lab.name, sys.executable, "-c", CLIENT, json.dumps(targets), str(rate), outside=True)
+def _outside(lab: Lab, targets: Sequence[Sequence[str | int]], rate: float, patience: float) -> list[str]:
+    asked = [json.dumps(targets), str(rate), str(patience)]
+    return network.inside(lab.name, sys.executable, "-c", CLIENT, *asked, outside=True)
 
 
 @contextmanager
