@@ -64,6 +64,8 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 	$(BIN)/pytest -v tests/lab
 	$(call say,"roles and faults on a lab")
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory scenarios faults
+	$(call say,"the edge on a lab")
+	$(LAB) with edge --name test -- $(MAKE) --no-print-directory scenarios SCENARIOS=edge
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
 test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way
@@ -93,7 +95,7 @@ scenarios:
 
 edge:
 	$(MOLECULE) --scenario-name edge
-	$(BIN)/pytest -v tests/edge/test_edge.py
+	$(BIN)/pytest -v tests/edge
 
 faults:
 	$(BIN)/pytest -v --durations=0 --durations-min=1 $(FAULTS) tests/faults

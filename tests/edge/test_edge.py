@@ -96,7 +96,7 @@ def assert_nothing_lost(clients: dict[str, Client], at_least: int) -> None:
 def test_every_host_answers_by_every_balancer_over_http_and_tls(lab: Lab) -> None:
     with load_at_edge(lab) as clients:
         time.sleep(5)
-    assert_nothing_lost(clients, 200)
+    assert_nothing_lost(clients, 100)
 
 
 def test_both_pods_of_an_application_are_asked_for_its_host(ask: Ask) -> None:
