@@ -111,7 +111,8 @@ def _observation(probe: Probe, moments: List[_Moment]) -> Observation:
     """The first that is not as expected stands for all, unless one moment alone had any, and others enough of none."""
     attempts = _all(moments)
     failed = _failed(probe, attempts)
-    observation: Observation = {**(failed or attempts)[0].observation, "id": probe["id"]}
+    shown = failed[0] if failed else max(attempts, key=lambda attempt: attempt.observation.get("rtt_ms", 0.0))
+    observation: Observation = {**shown.observation, "id": probe["id"]}
     if 0 < len(failed) < len(attempts):
         detail = observation["detail"]
         sound = [moment for moment in moments if not _failed(probe, moment)]

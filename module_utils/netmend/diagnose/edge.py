@@ -239,7 +239,7 @@ def external_traffic_policy_local(case: Case, paths: Paths) -> Iterator[Suspicio
     """
     for through in through_balancers(case):
         service, check = case.node_port(through.service["destination_port"]), through.service["health"]
-        if not through.failed or not service or service["external_traffic_policy"] != "Local":
+        if not (through.failed or through.waited) or not service or service["external_traffic_policy"] != "Local":
             continue
         told = (service["health_check_node_port"], through.service["destination_port"])
         ends = {end.node for end in case.behind_node_port(through.service["destination_port"])}

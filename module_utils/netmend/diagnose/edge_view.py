@@ -11,6 +11,7 @@ from .case import Case, ids
 from .registry import Suspicion
 
 AT_ONCE = 1.0  # seconds; nobody was waited for
+TRIED = 3.0  # seconds; a SYN was sent at 0, 1 and 3 s (RFC 6298), and who balances gives up later than that
 NAMED = 3  # in a sentence
 NO_FREE_PORTS = "free ports"  # Kubernetes: pkg/scheduler/framework/plugins/nodeports, ErrReason
 
@@ -52,6 +53,7 @@ class Through(NamedTuple):
     targets: Dict[str, Dict[str, str]]  # node -> status by listening port
     asked: List[Probe]
     failed: List[Probe]
+    waited: List[Probe]  # passed, but the balancer had to try more than one target
     doors: List[Probe]  # the same port of the nodes, asked by nodes
     health: List[Probe]
 
@@ -64,7 +66,10 @@ class Through(NamedTuple):
     def said(self, case: Case) -> str:
         if self.failed:
             return requests(case, self.failed)
-        return f"{self.balancer['name']}: of {len(self.asked)} requests none fails"
+        said = f"{self.balancer['name']}: of {len(self.asked)} probes none fails"
+        if self.waited:
+            said += f", and {len(self.waited)} had requests that were answered{after(case.seen(self.waited[0]))}"
+        return said
 
 
 def failing_backends(case: Case) -> Iterator[Failing]:
@@ -90,6 +95,7 @@ def through_balancers(case: Case) -> Iterator[Through]:
                 edge.targets(balancer),
                 at_port,
                 [probe for probe in at_port if not case.met(probe)],
+                [probe for probe in at_port if case.met(probe) and case.seen(probe).get("rtt_ms", 0) > TRIED * 1000],
                 [
                     probe
                     for probe in case.run["probes"]

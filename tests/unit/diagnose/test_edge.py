@@ -8,6 +8,7 @@ import pytest
 from ansible.module_utils.netmend.diagnose import diagnose
 
 from .conftest import is_about
+from .test_faults import external_traffic_policy_local
 
 
 @pytest.fixture
@@ -217,3 +218,19 @@ def test_a_missing_endpoint_without_pods_is_no_matter_of_the_selector(edge):
     edge.plan()
     edge.fail_sites("keybuzz-front", 503)
     assert named(edge)[0] == "ingress-backend-missing"
+
+
+# --- what balancers hide ---
+
+
+def test_a_target_without_an_endpoint_is_seen_where_its_balancer_tries_the_next_one(edge):
+    external_traffic_policy_local(edge)
+    edge.fail(lambda probe: probe["row"] == "edge-balancer", "ok", attempts=10, failed=0, rtt_ms=5004.2)
+    (finding,) = diagnose(edge.run)
+    assert finding["fault"] == "external-traffic-policy-local"
+    assert "lb1: of 3 probes none fails, and 3 had requests that were answered after 5 s" in finding["evidence"][0]
+
+
+def test_a_balancer_whose_applications_take_their_time_is_well(edge):
+    edge.fail(lambda probe: probe["row"] == "edge-balancer", "ok", rtt_ms=5004.2)
+    assert named(edge) == []
