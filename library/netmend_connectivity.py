@@ -8,7 +8,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.model import met
 from ansible.module_utils.netmend.pods import network_pid
-from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, PROXY, ROUNDS, measure, problem
+from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, PROXY, ROUNDS, checked, measure
 
 DOCUMENTATION = r"""
 module: netmend_connectivity
@@ -121,7 +121,7 @@ options:
     description: Probes of one node, as the filter P(netmend_plan#filter) plans them. Give either this or O(targets).
     type: list
     elements: dict
-    suboptions:
+    suboptions: &probe
       <<: *target
       id:
         description: Names the probe in the result.
@@ -163,6 +163,11 @@ options:
         description: What an Ingress leads to there, for the reader.
         type: str
         default: ""
+  here:
+    description: Probes that the machine which runs Ansible makes itself, as its own user, while the node probes.
+    type: list
+    elements: dict
+    suboptions: *probe
 attributes:
   check_mode:
     description: Measures in check mode too.
@@ -245,6 +250,10 @@ netmend_connectivity:
           connection tracking), and by how much they rose; those that did. Other traffic of the node counts as well.
       type: dict
       sample: {TcpExt.IPReversePathFilter: 12}
+netmend_here:
+  description: The same of O(here), as C(netmend_connectivity).
+  returned: where O(here) has probes
+  type: dict
 met:
   description: Whether all outcomes were as expected.
   returned: always
@@ -297,6 +306,7 @@ def argument_spec():
         "expect": {**expect, "default": "ok"},
         "rounds": {"type": "int", "default": 1},
         "probes": {"type": "list", "elements": "dict", "options": probe},
+        "here": {"type": "list", "elements": "dict", "options": probe},
     }
 
 
@@ -309,8 +319,10 @@ def main():
     )
     try:
         probes = declared(module.params) if module.params["probes"] is None else module.params["probes"]
-        probes = [completed(probe, module.params) for probe in probes]
-        refuse_wrong("targets" if module.params["probes"] is None else "probes", probes)
+        option = "targets" if module.params["probes"] is None else "probes"
+        probes = checked(option, probes, module.params["timeout"], module.params["expect"])
+        if module.params["here"]:
+            raise ValueError("here: takes netmend's action plugin, and this is the module alone")
         if not 1 <= module.params["rounds"] <= ROUNDS:
             raise ValueError(f"rounds: {module.params['rounds']} is not from 1 to {ROUNDS}")
         node = source_node(probes)
@@ -345,21 +357,6 @@ def title(target, port):
     place = f"{target['address']}:{port}" if port else target["address"]
     path = target["path"] if target["protocol"] in ("http", "https") else ""
     return " ".join(part for part in (target["protocol"], place + path, target["name"]) if part)
-
-
-def completed(probe, params):
-    given = {name: value for name, value in probe.items() if value is not None}
-    return {"timeout": params["timeout"], "expect": params["expect"], **given}
-
-
-def refuse_wrong(option, probes):
-    """ValueError that names the first item that is wrong."""
-    seen = set()
-    for index, probe in enumerate(probes):
-        wrong = problem(probe) or (f"id {probe['id']!r} is there already" if probe["id"] in seen else "")
-        if wrong:
-            raise ValueError(f"{option}[{index}]: {wrong}")
-        seen.add(probe["id"])
 
 
 def source_node(probes):

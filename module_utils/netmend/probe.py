@@ -16,7 +16,7 @@ import time
 from collections import deque
 from functools import cache
 from itertools import islice
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, cast
 
 from . import conntrack, echo
 from .counters import losses, moved, risen, rulesets
@@ -170,6 +170,23 @@ def _run(probes: Sequence[Probe], concurrency: int) -> List[_Task]:
                     task.resume(task in ready)
             running = [task for task in running if not task.observation]
     return tasks
+
+
+def checked(
+    option: str, given: Iterable[Mapping[str, Any]], timeout: float = TIMEOUT, expect: str = "ok"
+) -> List[Probe]:
+    """Declared probes, with what they leave out. Raises ValueError, naming the first of the option that is wrong."""
+    probes: List[Probe] = []
+    seen: Set[str] = set()
+    for place, each in enumerate(given):
+        said = {name: value for name, value in each.items() if value is not None}
+        probe = cast(Probe, {"timeout": timeout, "expect": expect, **said})
+        wrong = problem(probe) or (f"id {probe['id']!r} is there already" if probe["id"] in seen else "")
+        if wrong:
+            raise ValueError(f"{option}[{place}]: {wrong}")
+        seen.add(probe["id"])
+        probes.append(probe)
+    return probes
 
 
 def problem(probe: Probe) -> str:

@@ -174,7 +174,8 @@ def _service_rules(
         # Only API servers call webhooks.
         sources = {**(servers if webhook else inside), **(outside if _is_exposed(service) else {})}
         for end in service["endpoints"]:
-            if end["ip"] == here["internal_ip"]:
+            # A port that the pod does not name, as after a webhook that is off again, has no number.
+            if end["ip"] == here["internal_ip"] and end["port"]:
                 protocol = end["protocol"].lower()
                 yield from _allow(f"{protocol}-{end['port']}", end["port"], sources, protocol)
 

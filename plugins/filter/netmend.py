@@ -131,8 +131,8 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     """Hosts, with their observations -> report.Judgement."""
     hosts = _hosts(names, hostvars)
     facts = {**_stored(hosts, "netmend_facts"), "nodes": _nodes(hosts)}
-    answers = [host.get(name, {}) for host in hosts for name in ("netmend_connectivity", "netmend_connectivity_here")]
-    found = (answer.get("netmend_connectivity") for answer in answers)
+    answers = [host.get("netmend_connectivity", {}) for host in hosts]
+    found = (answer.get(name) for answer in answers for name in ("netmend_connectivity", "netmend_here"))
     results = {result["node"]: result for result in found if result}
     said = _plain(_stored(hosts, "netmend_edge"))
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]

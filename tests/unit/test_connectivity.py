@@ -9,6 +9,7 @@ import socket
 import subprocess
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import pytest
@@ -173,3 +174,39 @@ def test_a_pod_on_the_host_s_network_is_the_host(root: Path) -> None:
 def test_a_pod_that_is_not_here(root: Path, pod: str) -> None:
     with pytest.raises(LookupError, match=f"no pod {pod} runs on this node"):
         network_pid(pod, root)
+
+
+# --- beside the node: the controller ---
+
+
+@pytest.fixture
+def action(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The action plugin's run, with a module that says what it was given."""
+    plugin = loaded("plugins/action/netmend_connectivity.py")
+    monkeypatch.setattr(plugin.Normal, "run", lambda self, *_: {"given": dict(self._task.args)})
+
+    def run(**arguments: Any) -> dict[str, Any]:
+        made = object.__new__(plugin.ActionModule)
+        made._task = SimpleNamespace(args=arguments)
+        return made.run()  # type: ignore[no-any-return]  # Ansible ships no types
+
+    return run
+
+
+def test_the_controller_asks_while_the_node_probes(action: Any, port: int) -> None:
+    here = {"id": "balancer", "protocol": "tcp", "address": "127.0.0.1", "port": port}
+    result = action(probes=[], here=[here])
+    assert result["given"] == {"probes": []}
+    assert result["netmend_here"]["node"] == "the controller"
+    assert [(seen["id"], seen["outcome"]) for seen in result["netmend_here"]["observations"]] == [("balancer", "ok")]
+
+
+def test_what_the_controller_is_not_to_ask_is_not_asked(action: Any) -> None:
+    assert action(probes=[], here=[]) == {"given": {"probes": []}}
+    refused = action(here=[{"id": "balancer", "protocol": "tcp", "address": "here", "port": 80}])
+    assert refused == {"failed": True, "msg": "here[0]: address 'here' is not an IPv4 address"}
+
+
+def test_the_module_alone_says_that_the_controller_cannot_ask() -> None:
+    here = {"id": "balancer", "address": "127.0.0.1", "port": CLOSED}
+    assert run(probes=[], here=[here])["msg"] == "here: takes netmend's action plugin, and this is the module alone"

@@ -415,6 +415,11 @@ def test_an_ingress_on_the_host_is_for_balancers_and_its_webhook_for_servers():
     ]
 
 
+def test_an_endpoint_without_a_port_needs_none():
+    facts = cluster(services=[service("admission", "ClusterIP", "10.0.0.110", 0)])
+    assert needs(facts, node("agent0")) == needs(cluster(), node("agent0"))
+
+
 def test_of_nodeports_alone_nothing_else_is_let_in():
     ports = [{"port": port, "protocol": "TCP", "hostPort": port} for port in (80, 443)]
     ingress = {"node": "agent0", "host_network": True, "ports": ports, "labels": {}}

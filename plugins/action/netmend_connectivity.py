@@ -1,0 +1,22 @@
+"""The module; and, while the node probes, what the machine that runs Ansible asks itself."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ansible.module_utils.netmend.model import CONTROLLER
+from ansible.module_utils.netmend.probe import checked, measure
+from ansible.plugins.action.normal import ActionModule as Normal
+
+
+class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            probes = checked("here", self._task.args.pop("here", None) or [])
+        except ValueError as error:
+            return {"failed": True, "msg": str(error)}
+        with ThreadPoolExecutor(1) as beside:
+            asked = beside.submit(measure, CONTROLLER, probes, int(self._task.args.get("rounds", 1)))
+            result: dict[str, Any] = super().run(tmp, task_vars)
+        return {**result, "netmend_here": asked.result()} if probes else result
