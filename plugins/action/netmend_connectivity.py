@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.netmend.model import CONTROLLER
-from ansible.module_utils.netmend.probe import checked, measure
+import ansible.module_utils
 from ansible.plugins.action.normal import ActionModule as Normal
+
+_CORE = str(Path(__file__).resolve().parents[2] / "module_utils")
+if _CORE not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_CORE)
+
+from ansible.module_utils.netmend.model import CONTROLLER  # noqa: E402  the path above has to be set first
+from ansible.module_utils.netmend.probe import checked, measure  # noqa: E402  as above
 
 
 class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types

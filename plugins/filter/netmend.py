@@ -131,9 +131,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     """Hosts, with their observations -> report.Judgement."""
     hosts = _hosts(names, hostvars)
     facts = {**_stored(hosts, "netmend_facts"), "nodes": _nodes(hosts)}
-    answers = [host.get("netmend_connectivity", {}) for host in hosts]
-    found = (answer.get(name) for answer in answers for name in ("netmend_connectivity", "netmend_here"))
-    results = {result["node"]: result for result in found if result}
+    results = {result["node"]: result for result in _results(hosts, "netmend_connectivity")}
     said = _plain(_stored(hosts, "netmend_edge"))
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
@@ -195,6 +193,14 @@ def _hosts(names: Names, hostvars: Any) -> list[Any]:
 def _stored(hosts: Iterable[Any], name: str) -> Any:
     """What a task that ran once left for all hosts."""
     return next(host[name] for host in hosts if name in host)
+
+
+def _results(hosts: Iterable[Any], name: str) -> Iterator[Any]:
+    """model.ProbeResult of each node that answered, and of the controller, by what netmend_connectivity was kept as."""
+    for host in hosts:
+        for said in ("netmend_connectivity", "netmend_here"):
+            if said in host.get(name, {}):
+                yield host[name][said]
 
 
 def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
@@ -375,9 +381,7 @@ def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any
     """Hosts -> report.Judgement, and what their and the controller's observations say of the checklist."""
     hosts = _hosts(names, hostvars)
     facts = _stored(hosts, "netmend_facts")
-    answers = [host.get(name, {}) for host in hosts for name in ("netmend_checked", "netmend_checked_here")]
-    results = [answer.get("netmend_connectivity", {}) for answer in answers]
-    observations = [seen for result in results for seen in result.get("observations", [])]
+    observations = [seen for result in _results(hosts, "netmend_checked") for seen in result["observations"]]
     points = checklist.points(_plain(asked), _nodes(hosts), facts["cluster"], facts["expected_nodes"], observations)
     return report.with_checklist(_stored(hosts, "netmend_now"), points)
 

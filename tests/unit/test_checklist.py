@@ -244,7 +244,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
         "netmend_asked": asked,
         "netmend_now": sample.measured(3),
         "netmend_facts": {
-            "expected_nodes": names, "nodes": {name: {} for name in names},
+            "expected_nodes": names, "server": names[0], "nodes": {name: {} for name in names},
             "cluster": {**facts, "nodes": members, "ingresses": []},
         },
         "netmend_marks": [{"phase": "Probe", "at": 1.0}],
