@@ -25,12 +25,6 @@ def pods(server: Host) -> list[dict[str, Any]]:
     return items
 
 
-@pytest.fixture(scope="session")
-def cluster_ip(server: Host) -> str:
-    """The address of the Service `web`."""
-    return server.check_output("k3s kubectl get service web -o jsonpath={.spec.clusterIP}")
-
-
 @pytest.fixture
 def get(host: Host):
     """Asks for a page over HTTP from the node; returns the answer's JSON, and fails where none comes within 5 s."""
