@@ -108,7 +108,10 @@ def _again(failed: List[Tuple[Probe, List[_Moment]]], of: int, concurrency: int)
 
 
 def _observation(probe: Probe, moments: List[_Moment]) -> Observation:
-    """The first that is not as expected stands for all, unless one moment alone had any, and others enough of none."""
+    """The first that is not as expected stands for all, unless one moment alone had any, and others enough of none.
+
+    Where all are as expected, the slowest does.
+    """
     attempts = _all(moments)
     failed = _failed(probe, attempts)
     shown = failed[0] if failed else max(attempts, key=lambda attempt: attempt.observation.get("rtt_ms", 0.0))

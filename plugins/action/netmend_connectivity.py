@@ -21,9 +21,10 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             probes = checked("here", self._task.args.pop("here", None) or [])
+            rounds = int(self._task.args.get("rounds", 1))
         except ValueError as error:
             return {"failed": True, "msg": str(error)}
         with ThreadPoolExecutor(1) as beside:
-            asked = beside.submit(measure, CONTROLLER, probes, int(self._task.args.get("rounds", 1)))
+            asked = beside.submit(measure, CONTROLLER, probes, rounds)
             result: dict[str, Any] = super().run(tmp, task_vars)
         return {**result, "netmend_here": asked.result()} if probes else result
