@@ -49,6 +49,7 @@ RESULTS = {
     "iptables_forward_sysctl_result": "iptables_forward",
     "kube_proxy_resync_result": "kube_proxy_resync",
     "k3s_restart_result": "k3s_restart",
+    "bridge_hairpin_result": "bridge_hairpin",
     "netmend_cleaned": "cni_leftovers",
 }
 # What one server does for all nodes.

@@ -250,10 +250,10 @@ def hairpin_off(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 f"{case.tally(others)} requests of others to such Services came out as expected."
             ],
             remedy=Remedy(
-                role="",
+                role="bridge_hairpin",
                 nodes=[node],
-                command=f"for port in /sys/class/net/{bridge['name']}/brif/*; do echo 1 > $port/hairpin_mode; done",
-                text="Turn hairpin on; in the CNI's configuration (hairpinMode) for the pods to come.",
+                vars={"bridge_hairpin_bridge": bridge["name"]},
+                text="Turn hairpin on; if it is off for pods to come, set hairpinMode in the CNI's configuration.",
             ),
             confidence=0.95,
             explains=ids(probes),

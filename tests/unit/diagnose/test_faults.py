@@ -609,7 +609,7 @@ CASES = {
     "readiness-fails": Case(readiness_fails, ["keybuzz/keybuzz-api"], "", edge=True),
     "target-port-mismatch": Case(target_port_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
     "policy-denies-ingress": Case(policy_denies_ingress, ["keybuzz/keybuzz-api"], "", edge=True),
-    "hairpin-off": Case(hairpin_off, ["agent1"], "", edge=True),
+    "hairpin-off": Case(hairpin_off, ["agent1"], "bridge_hairpin", edge=True),
     "host-port-conflict": Case(host_port_conflict, ["agent1"], "", edge=True),
     "node-port-blocked-for-balancer": Case(node_port_blocked_for_balancer, ["agent0", "agent1"], "ufw", edge=True),
     "external-traffic-policy-local": Case(

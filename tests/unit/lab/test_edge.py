@@ -30,6 +30,14 @@ def test_the_inventory_says_what_the_balancers_are_set_to(tmp_path):
     assert [s["proxy_protocol"] for s in second["services"]] == [False, False]
 
 
+def test_a_check_by_tcp_asks_for_no_page():
+    services = balancer.changed(balancer.SERVICES, ["health", "tcp", "22"])
+    text = balancer.configuration(LAB, LAB.balancers[0], services)
+    assert "check port 22\n" in text
+    assert "httpchk" not in text
+    assert "option httpchk" in balancer.configuration(LAB, LAB.balancers[0], balancer.SERVICES)
+
+
 def test_a_lab_without_balancers_says_nothing_of_them(tmp_path):
     assert balancer.variables(spec.parse(None, Path("some.yml")), tmp_path) == {}
 
