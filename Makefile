@@ -93,8 +93,8 @@ molecule: .venv ## Run one Molecule scenario on a lab, SCENARIO=ufw
 scenarios:
 	for scenario in $(SCENARIOS); do $(MOLECULE) --scenario-name "$$scenario"; done
 
-edge:
-	$(MOLECULE) --scenario-name edge
+edge: SCENARIOS := edge
+edge: scenarios
 	$(BIN)/pytest -v tests/edge
 
 faults:

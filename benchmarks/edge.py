@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lab import cluster, ingress, machines  # noqa: E402  it is not installed, and found by the line above
+from benchmarks.diagnosis import show  # noqa: E402  it is not installed, and found by the line above
+from lab import cluster, ingress, machines  # noqa: E402  as above
 from lab.load import load_at_edge  # noqa: E402  as above
 from lab.playbooks import Outcome, Playbooks  # noqa: E402  as above
 from lab.spec import Lab  # noqa: E402  as above
@@ -46,9 +46,8 @@ def main() -> None:
         checklist = {"nodes": len(lab.machines), "urls": urls, "balancers": [each.public for each in lab.balancers]}
         wanted = json.dumps({"netmend_checklist": checklist})
         validated = [timed(playbooks, "validate.yml", "-e", wanted) for _ in range(arguments.runs)]
-    print(f"{'seconds':<60} {'median':>8} {'min':>8} {'max':>8}   ({arguments.runs} runs)")
-    for title, took in (("fix_network.yml, from 504 on every site to proven", mended), ("validate.yml", validated)):
-        print(f"{title:<60} {statistics.median(took):8.1f} {min(took):8.1f} {max(took):8.1f}")
+    runs = zip(mended, validated, strict=True)
+    show("seconds", [{"fix_network.yml, from 504s to proven": one, "validate.yml": other} for one, other in runs])
 
 
 def from_504_to_proven(lab: Lab, playbooks: Playbooks) -> float:

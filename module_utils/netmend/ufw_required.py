@@ -53,10 +53,13 @@ def required_rules(
     edge = _labelled(balancers)
     outside = {**edge, **_labelled(nodeports_from)}
     config = node["k3s"]["config"]
+    services = [service for service in cluster["services"] if scope == ALL or _is_exposed(service)]
+    served = [
+        *_service_rules(services, here, inside={**nodes, **pods}, servers=servers, outside=outside),
+        *_ingress_rules(cluster, here, edge),
+    ]
     if scope == NODEPORTS:
-        exposed = [service for service in cluster["services"] if _is_exposed(service)]
-        rules = [*_service_rules(exposed, here, inside={**nodes, **pods}, servers=servers, outside=outside)]
-        return Required(rules=_once([*rules, *_ingress_rules(cluster, here, edge)]), before_rules=[])
+        return Required(rules=_once(served), before_rules=[])
 
     rules = [*_allow("kubelet", KUBELET, {**nodes, **pods})]
     if here["role"] == "server":
@@ -70,13 +73,13 @@ def required_rules(
     pools = [pool.get("spec", pool) for pool in _calico(cluster, "ippools")]
     if pools:
         rules += _calico_rules(cluster, pools, nodes)
-    rules += _service_rules(cluster["services"], here, inside={**nodes, **pods}, servers=servers, outside=outside)
-    rules += _ingress_rules(cluster, here, edge)
 
     ipip = any(pool.get("ipipMode", "Never") != "Never" for pool in pools)
     sources = [address for address in nodes.values() if _version(address) == 4]
     lines = [f"-A ufw-before-input -p 4 -s {address}/32 -j ACCEPT" for address in sources]
-    return Required(rules=_once(rules), before_rules=[{"name": "ipip", "lines": lines}] if ipip and lines else [])
+    return Required(
+        rules=_once([*rules, *served]), before_rules=[{"name": "ipip", "lines": lines}] if ipip and lines else []
+    )
 
 
 # --- details --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
             rounds = int(self._task.args.get("rounds", 1))
         except ValueError as error:
             return {"failed": True, "msg": str(error)}
+        if not probes:
+            return super().run(tmp, task_vars)  # type: ignore[no-any-return]  # ansible ships no types
         with ThreadPoolExecutor(1) as beside:
             asked = beside.submit(measure, CONTROLLER, probes, rounds)
             result: dict[str, Any] = super().run(tmp, task_vars)
-        return {**result, "netmend_here": asked.result()} if probes else result
+        return {**result, "netmend_here": asked.result()}

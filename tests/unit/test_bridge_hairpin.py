@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
+from tests.unit.loaded import ROOT
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-MODULE = Path(__file__).parents[2] / "library/netmend_bridge_hairpin.py"
+MODULE = ROOT / "library/netmend_bridge_hairpin.py"
 SET_UP = """
 set -e
 mount -t sysfs sysfs /sys

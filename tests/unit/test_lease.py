@@ -126,7 +126,7 @@ def test_an_answer_that_is_none_is_an_error():
 
 @pytest.fixture
 def plugin():
-    return loaded("plugins/action/netmend_lease.py")
+    return loaded(PLUGIN)
 
 
 @pytest.mark.parametrize(

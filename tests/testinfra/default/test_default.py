@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 import pytest
@@ -112,6 +114,13 @@ def test_netmends_accepts_are_behind_policies_and_before_every_rule_that_stops_a
     policies = [place for place, rule in enumerate(rules) if "KUBE-ROUTER-FORWARD" in rule or "cali-FORWARD" in rule]
     stops = [place for place, rule in enumerate(rules) if rule in ("-A FORWARD -j DROP", "-A FORWARD -j REJECT")]
     assert policies + own + stops == sorted(policies + own + stops)
+
+
+def test_forward_drops_nothing_of_pods(host: Host, cluster: Cluster) -> None:
+    pods = [ip_address(pod["status"]["podIP"]) for pod in cluster.pods]
+    drops = [rule for rule in host.check_output("iptables -w -S FORWARD").splitlines() if "-j DROP" in rule]
+    networks = {rule: map(ip_network, re.findall(r" -[sd] (\S+)", rule)) for rule in drops}
+    assert not [rule for rule, named in networks.items() if any(pod in each for each in named for pod in pods)]
 
 
 def test_other_nodes_pods_are_behind_an_overlay_or_the_nodes_own_network(
