@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend import controllers
 from ansible.module_utils.netmend.model import met
 from ansible.module_utils.netmend.pods import network_pid
 from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, PROXY, ROUNDS, checked, measure
@@ -168,6 +169,25 @@ options:
     type: list
     elements: dict
     suboptions: *probe
+  controllers:
+    description:
+      - Pods of ingress-nginx on this node, as the filter P(netmend_controllers#filter) finds them. Once the probes are
+        done, the last five minutes of their log are counted, and their list of endpoints is asked for.
+    type: list
+    elements: dict
+    suboptions:
+      pod:
+        description: Its C(namespace/name).
+        type: str
+        required: true
+      uid:
+        description: Its UID.
+        type: str
+        required: true
+      pid:
+        description: A process in its network namespace; V(0) where that is the node's.
+        type: int
+        default: 0
 attributes:
   check_mode:
     description: Measures in check mode too.
@@ -254,6 +274,36 @@ netmend_here:
   description: The same of O(here), as C(netmend_connectivity).
   returned: where O(here) has probes
   type: dict
+netmend_controllers:
+  description: What each of O(controllers) says itself.
+  returned: where O(controllers) has any
+  type: list
+  elements: dict
+  contains:
+    pod:
+      description: Its C(namespace/name).
+      type: str
+    seconds:
+      description: How much of its log was counted.
+      type: float
+    log:
+      description:
+        - Counts alone; of a line nothing else is kept. C(answers) has the requests of each upstream by status, and
+          C(tries) how many were sent to each endpoint, where lines have the usual form. C(failures) has what nginx says
+          of each endpoint that failed.
+      type: dict
+      sample:
+        answers: {default-web-80: {"200": 20, "504": 3}}
+        tries: {10.42.2.7:8080: 29}
+        failures:
+          10.42.2.7:8080: {"upstream timed out (110: Operation timed out) while connecting to upstream": 9}
+    endpoints:
+      description: The addresses that it sends the requests of each upstream to.
+      type: dict
+      sample: {default-web-80: ["10.42.2.7:8080"]}
+    errors:
+      description: Why C(log) or C(endpoints) could not be had, and is null.
+      type: dict
 met:
   description: Whether all outcomes were as expected.
   returned: always
@@ -307,6 +357,15 @@ def argument_spec():
         "rounds": {"type": "int", "default": 1},
         "probes": {"type": "list", "elements": "dict", "options": probe},
         "here": {"type": "list", "elements": "dict", "options": probe},
+        "controllers": {
+            "type": "list",
+            "elements": "dict",
+            "options": {
+                "pod": {"type": "str", "required": True},
+                "uid": {"type": "str", "required": True},
+                "pid": {"type": "int", "default": 0},
+            },
+        },
     }
 
 
@@ -331,12 +390,14 @@ def main():
     except ValueError as error:
         module.fail_json(msg=str(error))
     result = measure(node, probes, module.params["rounds"])
+    asked = module.params["controllers"]
+    more = {"netmend_controllers": controllers.said(asked)} if asked else {}
     unmet = [
         f"{probe['id']}: expected {probe['expect']}, found {seen['outcome']} ({seen['detail']})"
         for probe, seen in zip(probes, result["observations"])
         if not met(probe, seen)
     ]
-    module.exit_json(changed=False, netmend_connectivity=result, met=not unmet, unmet=unmet)
+    module.exit_json(changed=False, netmend_connectivity=result, met=not unmet, unmet=unmet, **more)
 
 
 def declared(params):

@@ -12,12 +12,13 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 from . import declared
 from .declared import Field, Reader, each, fields
-from .model import CONTROLLER, Balancer, BalancerService, ClusterFacts, NodeFacts, Pod, Probe, Service
+from .model import CONTROLLER, Balancer, BalancerService, ClusterFacts, Controller, NodeFacts, Pod, Probe, Service
 from .plan import TIMEOUT, answers_on
 
 PATIENCE = 20.0  # seconds; an ingress gives up connecting after 15 (three tries of 5), and says so
+INGRESS_NGINX = "k8s.io/ingress-nginx"
 # An IngressClass's controller -> the label app.kubernetes.io/name of its pods.
-CONTROLLERS = {"k8s.io/ingress-nginx": "ingress-nginx", "traefik.io/ingress-controller": "traefik"}
+CONTROLLERS = {INGRESS_NGINX: "ingress-nginx", "traefik.io/ingress-controller": "traefik"}
 NAME_LABEL, COMPONENT_LABEL = "app.kubernetes.io/name", "app.kubernetes.io/component"
 SCHEMES = {80: "http", 443: "https", "http": "http", "https": "https", "web": "http", "websecure": "https"}
 
@@ -109,6 +110,11 @@ class Site(NamedTuple):
     @property
     def backend(self) -> str:
         return f"{self.namespace}/{self.service}:{self.port}"
+
+    @property
+    def upstream(self) -> str:
+        """As ingress-nginx calls the backend (internal/ingress/controller/util.go, upstreamName)."""
+        return f"{self.namespace}-{self.service}-{self.port}"
 
     @property
     def name(self) -> str:
@@ -325,6 +331,19 @@ def plan_edge(nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATI
     ]
     # Two services of a balancer may check the same port.
     return list({probe["id"]: probe for probe in asked}.values())
+
+
+def plan_controllers(nodes: Mapping[str, NodeFacts], edge: Edge) -> Dict[str, List[Controller]]:
+    """Node -> the pods of ingress-nginx there, which are to be asked what they say themselves."""
+    asked: Dict[str, List[Controller]] = {}
+    for pod in edge.controllers:
+        if controller_of(pod) != INGRESS_NGINX or pod["node"] not in nodes:
+            continue
+        pids = {each["uid"]: each["pid"] for each in nodes[pod["node"]]["pods"]}
+        if pod["host_network"] or pod["uid"] in pids:
+            controller = Controller(pod=_name(pod), uid=pod["uid"], pid=pids.get(pod["uid"], 0))
+            asked.setdefault(pod["node"], []).append(controller)
+    return asked
 
 
 def _identifier(row: str, probe: Probe) -> str:

@@ -351,6 +351,22 @@ class ProbeResult(TypedDict):
     risen: Dict[str, int]  # the kernel's counters of lost packets -> how much more than before; those that rose
 
 
+class Controller(TypedDict):
+    """A pod of ingress-nginx that is to be asked what it says itself."""
+
+    pod: str  # "namespace/name"
+    uid: str
+    pid: int  # a process in its network namespace; 0: it is in the host's
+
+
+class ControllerSaid(TypedDict):
+    pod: str
+    seconds: float  # of the log, before now
+    log: Optional[Dict[str, Any]]  # as parse.ingress_nginx.log; None where it could not be read
+    endpoints: Optional[Dict[str, List[str]]]  # upstream -> "address:port" of what it sends to; None: not to be had
+    errors: Dict[str, str]  # "log" or "endpoints" -> why it could not be had
+
+
 class Outcome(TypedDict):
     """What probes saw. Most of a matrix saw the same, so a matrix holds each once."""
 
@@ -608,6 +624,7 @@ class Run(_Measured, total=False):
     underlay: Underlay  # absent where it was not measured
     balancers: List[Balancer]
     balancer_sources: List[str]  # addresses or CIDRs from which balancers reach the nodes: ufw_balancers
+    controllers: Dict[str, List[ControllerSaid]]  # node -> what the ingress controllers there say themselves
 
 
 def met(probe: Probe, observation: Observation) -> bool:

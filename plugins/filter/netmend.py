@@ -105,6 +105,13 @@ def netmend_plan(
     return plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])])
 
 
+def netmend_controllers(names: Names, hostvars: Any) -> dict[str, list[Any]]:
+    """Hosts -> node -> the pods of ingress-nginx there, as netmend_connectivity asks what they say themselves."""
+    hosts = _hosts(names, hostvars)
+    of_edge = edge.Edge(_stored(hosts, "netmend_facts")["cluster"])
+    return edge.plan_controllers(_nodes(hosts), of_edge)
+
+
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
     """Hosts -> the probes of one pod, "namespace/name", by the node that is to run them."""
     nodes, cluster, underlay = _measured(_hosts(names, hostvars))
@@ -137,7 +144,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
     declared = {"balancers": said["balancers"], "balancer_sources": said["sources"]}
-    measured = {"underlay": underlay} if underlay else {}
+    measured = {"controllers": dict(_controllers(hosts)), **({"underlay": underlay} if underlay else {})}
     run = {**facts, **declared, **measured, "probes": probes, "results": results}
     findings = diagnose(run)
     passing = underlay["overlays"] if underlay else {}
@@ -202,6 +209,14 @@ def _results(hosts: Iterable[Any], name: str) -> Iterator[Any]:
         for said in ("netmend_connectivity", "netmend_here"):
             if said in host.get(name, {}):
                 yield host[name][said]
+
+
+def _controllers(hosts: Iterable[Any]) -> Iterator[Any]:
+    """Node, and model.ControllerSaid of each that was asked there."""
+    for host in hosts:
+        said = host.get("netmend_connectivity", {})
+        if "netmend_controllers" in said:
+            yield said["netmend_connectivity"]["node"], said["netmend_controllers"]
 
 
 def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
@@ -471,6 +486,7 @@ class FilterModule:
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
+            "netmend_controllers": netmend_controllers,
             "netmend_certificate": netmend_certificate,
             "netmend_checklist": netmend_checklist,
             "netmend_checklist_problem": netmend_checklist_problem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -67,6 +68,7 @@ def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client], before
     """before: what another run said, that the clients asked through, too."""
     assert run.code == 0, before + run.output
     assert run.report["healthy"], before + run.output
-    for client in clients.values():
+    for name, client in clients.items():
         assert client.asked > 1000
-        assert client.lost == [], before + run.output
+        lost = [f"{datetime.fromtimestamp(when):%T} {whom} {how}" for when, whom, how in client.lost]
+        assert not lost, "\n".join([f"{name} lost {len(lost)} of {client.asked}:", *lost[:20], before, run.output])

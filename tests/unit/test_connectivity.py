@@ -176,6 +176,14 @@ def test_a_pod_that_is_not_here(root: Path, pod: str) -> None:
         network_pid(pod, root)
 
 
+def test_ingress_controllers_are_asked_what_they_say_themselves(port: int) -> None:
+    result = run(probes=[], controllers=[{"pod": "ingress-nginx/none", "uid": "no-such-uid"}])
+    (said,) = result["netmend_controllers"]
+    assert (said["pod"], said["log"]) == ("ingress-nginx/none", None)
+    assert "no log in /var/log/pods/ingress-nginx_none_no-such-uid" in said["errors"]["log"]
+    assert "netmend_controllers" not in run(targets=[{"address": "127.0.0.1", "port": port}])
+
+
 # --- beside the node: the controller ---
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.netmend.edge import PATIENCE, Edge, plan_edge
+from ansible.module_utils.netmend.edge import PATIENCE, Edge, plan_controllers, plan_edge
 from ansible.module_utils.netmend.model import CONTROLLER, Balancer, ClusterFacts, NodeFacts, Probe
 
 NODES = {"server0": "10.0.0.100", "agent0": "10.0.0.110", "agent1": "10.0.0.111"}
@@ -190,3 +190,29 @@ def test_only_controllers_take_requests(label: str, doors: int) -> None:
     for each in facts["pods"][:2]:
         each["labels"] = {**LABELS, "app.kubernetes.io/component": label}
     assert len(Edge(facts).doors) == doors
+
+
+# --- what controllers say themselves ---
+
+
+def test_each_controller_of_ingress_nginx_is_asked_on_its_own_node() -> None:
+    facts = cluster()
+    nodes = node_facts(facts)
+    asked = plan_controllers(nodes, Edge(facts))
+    assert asked == {
+        node: [{"pod": f"ingress-nginx/ingress-{node}", "uid": f"uid-ingress-{node}", "pid": 0}]
+        for node in ("agent0", "agent1")
+    }
+    del nodes["agent1"]  # did not answer
+    facts["pods"][0]["host_network"] = False
+    nodes["agent0"]["pods"].append({"uid": "uid-ingress-agent0", "pid": 9, "netns": 3, "listens": []})
+    assert [each["pid"] for each in plan_controllers(nodes, Edge(facts))["agent0"]] == [9]
+    nodes["agent0"]["pods"].pop()
+    assert plan_controllers(nodes, Edge(facts)) == {}
+
+
+def test_other_controllers_are_not_asked() -> None:
+    facts = cluster()
+    for each in facts["pods"]:
+        each["labels"] = {"app.kubernetes.io/name": "traefik"}
+    assert plan_controllers(node_facts(facts), Edge(facts)) == {}

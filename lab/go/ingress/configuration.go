@@ -46,8 +46,19 @@ type world struct {
 
 // configuration is what nginx is to be given.
 type configuration struct {
-	text  string
-	files map[string][]byte // certificates with their keys, by the name that text has for them
+	text     string
+	files    map[string][]byte // certificates with their keys, by the name that text has for them
+	backends []backend         // as /configuration/backends has them
+}
+
+type backend struct {
+	Name      string     `json:"name"`
+	Endpoints []endpoint `json:"endpoints,omitempty"`
+}
+
+type endpoint struct {
+	Address string `json:"address"`
+	Port    string `json:"port"`
 }
 
 type server struct {
@@ -117,7 +128,25 @@ func (w world) configuration(o options) configuration {
 		}
 	}
 	c.text = w.render(o, servers, c.files)
+	c.backends = backends(servers)
 	return c
+}
+
+// backends are all upstreams, those without an endpoint, too.
+func backends(servers map[string]*server) []backend {
+	found := map[string]backend{}
+	for _, s := range servers {
+		for _, l := range s.locations {
+			b := backend{Name: l.upstream}
+			for _, text := range l.endpoints {
+				if address, port, err := net.SplitHostPort(text); err == nil {
+					b.Endpoints = append(b.Endpoints, endpoint{address, port})
+				}
+			}
+			found[l.upstream] = b
+		}
+	}
+	return slices.SortedFunc(maps.Values(found), func(a, b backend) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // add what one path of an Ingress says, unless an older one has that path.
@@ -381,6 +410,10 @@ http {
         listen 127.0.0.1:%[2]d;
         access_log off;
         location = /healthz { return 200; }
+        location = /configuration/backends {
+            default_type application/json;
+            alias %[1]s/backends.json;
+        }
         location / { return 404; }
     }
 `

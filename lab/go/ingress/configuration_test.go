@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -147,6 +148,24 @@ func TestAnnotationsCountBeforeTheConfigMapAndThatBeforeWhatIsUsual(t *testing.T
 	w.settings = map[string]string{"proxy-read-timeout": "120", "proxy-connect-timeout": "2"}
 	w.ingresses[0].Annotations = map[string]string{annotations + "proxy-read-timeout": "300", annotations + "proxy-send-timeout": "1h"}
 	expect(t, w.configuration(usual(t)).text, "proxy_connect_timeout 2s;", "proxy_send_timeout 60s;", "proxy_read_timeout 300s;")
+}
+
+func TestTheListOfEndpointsHasAllUpstreams(t *testing.T) {
+	w := served(t)
+	listed := func() string {
+		text, err := json.Marshal(w.configuration(usual(t)).backends)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if text := listed(); text != `[{"name":"keybuzz-api-http","endpoints":[{"address":"10.42.1.2","port":"8080"}]}]` {
+		t.Error(text)
+	}
+	w.slices = nil
+	if text := listed(); text != `[{"name":"keybuzz-api-http"}]` {
+		t.Error(text)
+	}
 }
 
 func TestThePROXYHeaderIsExpectedOnEveryPortOrOnNone(t *testing.T) {

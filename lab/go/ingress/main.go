@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -229,6 +230,13 @@ func (c *controller) sync() error {
 		if err := os.WriteFile(filepath.Join(directory, "ssl", name), pem, 0o600); err != nil {
 			return err
 		}
+	}
+	endpoints, err := json.Marshal(wanted.backends)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(directory, "backends.json"), endpoints, 0o600); err != nil {
+		return err
 	}
 	next, file := filepath.Join(directory, "next.conf"), filepath.Join(directory, "nginx.conf")
 	if err := os.WriteFile(next, []byte(wanted.text), 0o600); err != nil {

@@ -8,7 +8,20 @@ from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, S
 
 from ..edge import Edge
 from ..loss import Tally
-from ..model import Interface, Node, NodeFacts, Observation, Pod, Probe, Route, Ruleset, Run, Service, met
+from ..model import (
+    ControllerSaid,
+    Interface,
+    Node,
+    NodeFacts,
+    Observation,
+    Pod,
+    Probe,
+    Route,
+    Ruleset,
+    Run,
+    Service,
+    met,
+)
 
 # Outcomes of a probe whose packets were stopped on their way. A REJECT is often seen as a timeout: the kernel limits
 # how many ICMP errors it sends to one address.
@@ -66,6 +79,11 @@ class Case:
     @cached_property
     def edge(self) -> Edge:
         return Edge(self.cluster, self.run.get("balancers", []))
+
+    @property
+    def controllers(self) -> List[Tuple[str, ControllerSaid]]:
+        """What each ingress controller says itself, with its node."""
+        return [(node, each) for node, said in sorted(self.run.get("controllers", {}).items()) for each in said]
 
     # --- probes ---
 

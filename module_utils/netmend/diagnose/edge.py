@@ -7,11 +7,11 @@ import json
 from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
-from ..edge import CONTROLLERS, NAME_LABEL, host_port
-from ..model import Chain, Pod, Remedy, Ruleset
+from ..edge import CONTROLLERS, INGRESS_NGINX, NAME_LABEL, Site, host_port
+from ..model import Chain, ControllerSaid, Pod, Remedy, Ruleset
 from ..walk import Packet, Place, walk
 from .case import DROPPED, KUBE_CHAIN, Case, ids
-from .edge_view import NAMED, NO_FREE_PORTS, counts, probes_of, requests, through_balancers
+from .edge_view import NAMED, NO_FREE_PORTS, counts, logged, probes_of, requests, through_balancers
 from .path import MASQUERADE_MARK, Passage, Paths
 from .registry import FIREWALL, SERVICE, Fault, Suspicion, fault
 from .stops import Stop, describe, removal
@@ -336,16 +336,60 @@ def proxy_protocol_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
         )
 
 
+@fault("ingress-endpoints-stale", 0, "An ingress controller sends to endpoints of the past", SERVICE)
+def ingress_endpoints_stale(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """nginx goes on with the list that it was given when its controller does not hear from the API any more."""
+    for node, said in case.controllers:
+        for site in _claimed(case, said):
+            listed = set((said["endpoints"] or {}).get(site.upstream, []))
+            asked = [each for each in probes_of(case, site.backend, "edge-node") if each["target_node"] == node]
+            failed = [probe for probe in asked if not case.met(probe)]
+            ends = case.edge.endpoints(site)
+            ready = {f"{end['ip']}:{end['port']}" for end in ends if end["ready"]}
+            gone = sorted(listed - {f"{end['ip']}:{end['port']}" for end in ends})
+            # Pods come and go between two looks: what is gone has to have failed, too.
+            tried = [end for end in gone if (said["log"] or {}).get("failures", {}).get(end)]
+            if not failed or not ready or listed & ready or (listed and not tried):
+                continue
+            namespace, _, pod = said["pod"].partition("/")
+            has = f"{', '.join(gone[:NAMED])}, which no EndpointSlice has," if gone else "nothing"
+            yield Suspicion(
+                where=node,
+                evidence=[
+                    f"{said['pod']} on {node} sends requests for {site.namespace}/{site.service} to {has} and not to "
+                    f"{', '.join(sorted(ready)[:NAMED])}, which {'is' if len(ready) == 1 else 'are'} ready. "
+                    f"{requests(case, failed)}."
+                ],
+                remedy=Remedy(
+                    role="",
+                    nodes=[],
+                    command=f"kubectl -n {namespace} delete pod {pod}",
+                    text="See in its log why it does not hear from the API, and let it start anew.",
+                ),
+                confidence=0.9,
+                explains=ids(failed),
+                ruled_out=["The application and the Service: others have their endpoints from the API, as was asked."],
+            )
+
+
+def _claimed(case: Case, said: ControllerSaid) -> Iterator[Site]:
+    """What the controller is to send to endpoints, if its list of those is known; some Ingresses want the ClusterIP."""
+    for site in case.edge.sites if said["endpoints"] is not None else []:
+        service = case.edge.service(site)
+        addresses = {end.rpartition(":")[0] for end in (said["endpoints"] or {}).get(site.upstream, [])}
+        if site.controller == INGRESS_NGINX and service and service["cluster_ip"] not in addresses:
+            yield site
+
+
 def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fault, Suspicion]]:
     """The same, each explaining also what fails before it: a request that an ingress, or a balancer, would hand on.
 
-    By the backend that both are about, and by the nodes' ports that a balancer sends to.
+    By the backend that both are about, and by the nodes' ports that a balancer sends to; with what the ingress
+    controllers logged of it.
     """
     explained = frozenset(probe for _, suspicion in found for probe in suspicion.explains)
     rows = ("edge-node", "edge-balancer")
     left = [probe for probe in case.failed if probe["row"] in rows and probe["id"] not in explained]
-    if not left:
-        return found
     probes = {probe["id"]: probe for probe in case.run["probes"]}
     sent = {
         probe["id"]: {(node, through.service["destination_port"]) for node in through.targets}
@@ -358,11 +402,11 @@ def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fau
         backends = {each["backend"] for each in behind if each["row"] in ("edge-pod", "edge-service", "edge-self")}
         doors = {(each["target_node"], each["port"]) for each in behind if each["row"] == "edge-node"}
         more = [probe for probe in left if probe["backend"] in backends or doors & sent.get(probe["id"], set())]
-        whole = suspicion
-        if more:
-            evidence = [*suspicion.evidence, f"Before it, {requests(case, more)}."]
-            whole = suspicion._replace(explains=suspicion.explains | ids(more), evidence=evidence)
-        extended.append((fault_, whole))
+        of_backends = {probe["backend"] for probe in (*behind, *more) if probe.get("backend")}
+        log = logged(case, (site for site in case.edge.sites if site.backend in of_backends))
+        before = f"Before it, {requests(case, more)}." if more else ""
+        evidence = [*suspicion.evidence, *filter(None, (before, log))]
+        extended.append((fault_, suspicion._replace(explains=suspicion.explains | ids(more), evidence=evidence)))
     return extended
 
 

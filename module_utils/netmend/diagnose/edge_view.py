@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..edge import Edge, Site, services_of
 from ..model import Balancer, BalancerService, Observation, Probe, Remedy, Service
@@ -122,6 +122,39 @@ def requests(case: Case, probes: Iterable[Probe]) -> str:
     more = f" and {len(by) - NAMED} more ways" if len(by) > NAMED else ""
     failed, made = sum(tally.failed for tally in tallies), sum(tally.attempts for tally in tallies)
     return f"{failed} of {made} requests fail by {', '.join(by[:NAMED])}{more} ({counts(seen)})"
+
+
+def logged(case: Case, sites: Iterable[Site]) -> str:
+    """What ingress-nginx's own logs have of the sites: what was answered with an error, and which tries failed.
+
+    "" where there is no log, or no error in it.
+    """
+    upstreams = {site.upstream for site in sites}
+    answers, tries, failures, where, seconds = Counter[str](), Counter[str](), Counter[Tuple[str, str]](), [], 0.0
+    for node, said in case.controllers:
+        if said["log"] is None:
+            continue
+        ends = {end for name in upstreams for end in (said["endpoints"] or {}).get(name, [])}
+        of_node = Counter[str]()
+        for name in upstreams:
+            of_node.update(said["log"]["answers"].get(name, {}))
+        failed = {(end, what): n for end in ends for what, n in said["log"]["failures"].get(end, {}).items()}
+        if failed or any(status >= "500" for status in of_node):
+            where.append(node)
+        answers.update(of_node)
+        failures.update(failed)
+        tries.update({end: said["log"]["tries"].get(end, 0) for end in ends})
+        seconds = max(seconds, said["seconds"])
+    if not where:
+        return ""
+    bad = Counter({f"with {status}": count for status, count in answers.items() if status >= "500"})
+    clauses = [f"{sum(bad.values())} of {sum(answers.values())} requests answered {counts(bad)}"] if bad else []
+    for (end, what), count in failures.most_common(NAMED):
+        # Where the log's form is another one, how many tries there were is not known.
+        share = f"{count} of {tries[end]}" if tries[end] >= count else str(count)
+        clauses.append(f'{share} tries of {end} ended with "{what}"')
+    said_by = ", ".join(where[:NAMED]) + (f" and {len(where) - NAMED} more" if len(where) > NAMED else "")
+    return f"The ingress controller's own log of {seconds / 60:.0f} minutes on {said_by}: {'; '.join(clauses)}."
 
 
 def way(probe: Probe) -> str:

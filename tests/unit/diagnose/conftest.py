@@ -195,6 +195,17 @@ class Bench:
         for probe in self.run["probes"]:
             observation = seen.get(probe["id"], _passing(probe))
             self.run["results"][probe["source_node"]]["observations"].append(observation)
+        edge = Edge(self.run["cluster"])
+        ends = {site.upstream: [f"{end['ip']}:{end['port']}" for end in edge.endpoints(site) if end["ready"]]
+                for site in edge.sites}  # fmt: skip
+        self.run["controllers"] = {
+            pod["node"]: [
+                {"pod": f"ingress-nginx/{pod['name']}", "seconds": 300.0, "errors": {},
+                 "endpoints": copy.deepcopy(ends),
+                 "log": {"answers": {name: {"200": 20} for name in ends}, "tries": {}, "failures": {}}}
+            ]
+            for pod in edge.controllers
+        }  # fmt: skip
 
     def fail(self, when, outcome="timeout", **more):
         """Lets those probes fail for which ``when(probe)`` is true, and returns their ids. ``more`` is also seen."""

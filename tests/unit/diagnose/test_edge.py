@@ -21,6 +21,11 @@ def named(bench):
     return [finding["fault"] for finding in diagnose(bench.run)]
 
 
+def fails_itself(edge, name):
+    edge.fail_rows(name, "edge-pod", "edge-self", outcome="http", status=500, detail="status 500", rtt_ms=9.0)
+    edge.fail_sites(name, 500)
+
+
 # --- healthy, however odd ---
 
 
@@ -168,8 +173,7 @@ def test_a_block_that_no_policy_asks_for_is_not_put_on_one(edge):
 
 
 def test_an_application_that_fails_itself_is_told_from_the_network(edge):
-    edge.fail_rows("keybuzz-api", "edge-pod", "edge-self", outcome="http", status=500, detail="status 500", rtt_ms=9.0)
-    edge.fail_sites("keybuzz-api", 500)
+    fails_itself(edge, "keybuzz-api")
     finding = diagnose(edge.run)[0]
     assert (finding["fault"], finding["remedy"]["role"]) == ("slow-application", "")
     assert "no change of the network" in finding["remedy"]["text"]
@@ -234,3 +238,59 @@ def test_a_target_without_an_endpoint_is_seen_where_its_balancer_tries_the_next_
 def test_a_balancer_whose_applications_take_their_time_is_well(edge):
     edge.fail(lambda probe: probe["row"] == "edge-balancer", "ok", rtt_ms=5004.2)
     assert named(edge) == []
+
+
+# --- what the ingress controller says itself ---
+
+
+def test_its_log_is_evidence_of_what_it_could_not_reach(edge):
+    (said,) = edge.run["controllers"]["agent0"]
+    address = said["endpoints"]["keybuzz-keybuzz-api-80"][0]
+    silence = "upstream timed out (110: Operation timed out) while connecting to upstream"
+    said["log"]["answers"]["keybuzz-keybuzz-api-80"] = {"200": 20, "504": 3}
+    said["log"].update(tries={address: 32}, failures={address: {silence: 9}, "10.42.9.9:80": {silence: 1}})
+    fails_itself(edge, "keybuzz-api")
+    finding = diagnose(edge.run)[0]
+    assert (
+        "The ingress controller's own log of 5 minutes on agent0: 3 of 43 requests answered 3 with 504; "
+        f'9 of 32 tries of {address} ended with "{silence}".'
+    ) in finding["evidence"]
+
+
+def test_a_log_without_an_error_is_no_evidence(edge):
+    fails_itself(edge, "keybuzz-api")
+    assert not any("own log" in sentence for finding in diagnose(edge.run) for sentence in finding["evidence"])
+
+
+def stale(edge, endpoints):
+    """The controller on agent1 sends requests for an application elsewhere than to its pods."""
+    (said,) = edge.run["controllers"]["agent1"]
+    said["endpoints"]["keybuzz-keybuzz-front-80"] = endpoints
+    edge.fail(lambda probe: probe["row"] == "edge-node" and probe["target_node"] == "agent1"
+              and is_about(probe, "keybuzz-front"), "http", status=503, detail="status 503", rtt_ms=3.0)  # fmt: skip
+    return said
+
+
+def test_a_controller_that_knows_of_no_endpoint_is_named_where_others_know_some(edge):
+    stale(edge, [])
+    finding = diagnose(edge.run)[0]
+    assert (finding["fault"], finding["where"]) == ("ingress-endpoints-stale", ["agent1"])
+    assert "sends requests for keybuzz/keybuzz-front to nothing and not to" in finding["evidence"][0]
+
+
+def test_pods_that_were_made_anew_between_two_looks_are_no_stale_list(edge):
+    said = stale(edge, ["10.42.1.66:3000"])
+    assert "ingress-endpoints-stale" not in named(edge)
+    said["log"] = None
+    assert "ingress-endpoints-stale" not in named(edge)
+
+
+def test_a_controller_whose_list_is_not_to_be_had_is_not_judged_by_it(edge):
+    stale(edge, [])["endpoints"] = None
+    assert "ingress-endpoints-stale" not in named(edge)
+
+
+def test_an_ingress_that_wants_the_services_address_has_no_stale_list(edge):
+    """nginx.ingress.kubernetes.io/service-upstream."""
+    stale(edge, [f"{edge.application('keybuzz-front')['cluster_ip']}:80"])
+    assert "ingress-endpoints-stale" not in named(edge)

@@ -400,6 +400,20 @@ def ingress_backend_missing(bench):
     return without_endpoints(bench, "keybuzz-front")
 
 
+def ingress_endpoints_stale(bench):
+    """The pods were made anew; the controller on agent1 has not heard of it."""
+    (said,) = bench.run["controllers"]["agent1"]
+    said["endpoints"]["keybuzz-keybuzz-front-80"] = ["10.42.1.66:3000"]
+    refused = "connect() failed (113: No route to host) while connecting to upstream"
+    said["log"]["failures"] = {"10.42.1.66:3000": {refused: 9}}
+    return bench.fail(
+        lambda probe: (
+            probe["row"] == "edge-node" and probe["target_node"] == "agent1" and is_about(probe, "keybuzz-front")
+        ),
+        **{"outcome": "http", "status": 502, "detail": "status 502", "rtt_ms": 9000.0},
+    )
+
+
 def readiness_fails(bench):
     for pod in bench.pods_of("keybuzz-api"):
         pod.update(ready=False, reason="ContainersNotReady", readiness={**pod["readiness"], "path": "/never"})
@@ -605,6 +619,7 @@ CASES = {
     "two-ipams-overlap": Case(two_ipams_overlap, ["IPPool netmend-ipip"], "", "both-overlays"),
     "cni-config-not-read": Case(cni_config_not_read, ["agent0", "agent1"], "", "both-overlays"),
     "selector-mismatch": Case(selector_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
+    "ingress-endpoints-stale": Case(ingress_endpoints_stale, ["agent1"], "", edge=True),
     "ingress-backend-missing": Case(ingress_backend_missing, ["keybuzz/keybuzz-front"], "", edge=True),
     "readiness-fails": Case(readiness_fails, ["keybuzz/keybuzz-api"], "", edge=True),
     "target-port-mismatch": Case(target_port_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
