@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from module_utils.netmend import calico_manifest
@@ -84,8 +85,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="+", metavar="[NAME] add FAULT... | clear | list", help=fabric.HELP)
     command = add("balancer", _balancer, "show a lab's balancers with what their checks say, or change them")
     command.add_argument("words", nargs="+", metavar="[NAME] set CHANGE | reset | list", help=balancer.HELP)
-    command = add("load", _load, "ask for every host of a lab by every balancer, over HTTP and TLS", named=True)
-    command.add_argument("--seconds", type=float, default=5, help="how long; default: 5")
+    command = add(
+        "load", _load, "ask a lab's applications, while CMD behind -- runs if there is one, and count what is lost"
+    )
+    own = os.environ.get("NETMEND_LAB", "default")
+    command.add_argument(
+        "name", nargs="?", default=own, metavar="NAME", help="the lab; default: the one that this runs in"
+    )
+    command.add_argument("--seconds", type=float, default=5, help="how long, without CMD; default: 5")
     command.add_argument("--rate", type=float, default=load.RATE, help=f"requests a second; default: {load.RATE}")
     command = add("bench", _bench, "start a lab, measure it, and end it")
     command.add_argument("file", nargs="?", type=Path, default=Path("default"), metavar="FILE")
@@ -194,13 +201,18 @@ def _balancer(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    with load.load_at_edge(machines.recall(arguments.name), arguments.rate) as clients:
-        time.sleep(arguments.seconds)
-    (client,) = clients.values()
-    for _, target, how in client.lost:
-        _say(f"lost: {' '.join(map(str, target))}: {how}")
-    _say(f"{client.asked} asked, {len(client.lost)} lost, 99 % within {client.p99:.3f} s")
-    return 1 if client.lost else 0
+    lab, code = machines.recall(arguments.name), 0
+    ask = load.load_at_edge if lab.balancers else load.load
+    with ask(lab, rate=arguments.rate) as clients:
+        if arguments.command:
+            code = subprocess.run(arguments.command, check=False).returncode
+        else:
+            time.sleep(arguments.seconds)
+    for name, client in clients.items():
+        for when, target, how in client.lost:
+            _say(f"lost at {datetime.fromtimestamp(when):%T}: {' '.join(map(str, target))}: {how}")
+        _say(f"{name}: {client.asked} asked, {len(client.lost)} lost, 99 % within {client.p99:.3f} s")
+    return code or int(any(client.lost for client in clients.values()))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

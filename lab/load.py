@@ -13,21 +13,37 @@ from . import ingress, machines, network
 from .cluster import must
 from .spec import Lab
 
+NODE_PORT = 31695  # of web, which is on each lab that has apps.yml
 RATE = 25  # requests a second, of each of the two clients
 PATIENCE = 10  # seconds until a request without an answer is lost
 
-# Asks targets in turn: an address, a port, and perhaps the host and, for TLS, the file of the authority to trust.
-CLIENT = r"""
-import asyncio, json, ssl, sys, time
+DOWNLOAD = 20  # seconds that one takes
 
-async def ask(address, port, host="load", authority=""):
+# Asks targets in turn: an address, a port, and perhaps the host and, for TLS, the file of the authority to trust; and
+# how many bytes are to come, in how many seconds.
+CLIENT = r"""
+import asyncio, json, socket, ssl, sys, time
+
+STEPS = 100
+
+async def ask(address, port, host="load", authority="", size=0, seconds=0):
     tls = {"ssl": ssl.create_default_context(cafile=authority), "server_hostname": host} if authority else {}
-    reader, writer = await asyncio.open_connection(address, port, **tls)
+    wire = socket.socket()
+    wire.setblocking(False)
+    if size:  # or else all of it would be on its way at once
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // STEPS)
+    await asyncio.get_running_loop().sock_connect(wire, (address, port))
+    reader, writer = await asyncio.open_connection(sock=wire, **tls)
     try:
-        writer.write(("GET / HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n").encode())
-        answer = await reader.read()
+        path = "/?bytes=" + str(size) if size else "/"
+        writer.write(("GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n\r\n").encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
         if not answer.startswith(b"HTTP/1.1 200"):
             raise OSError("answer " + repr(answer[:30]))
+        for _ in range(STEPS if size else 0):
+            await reader.readexactly(size // STEPS)
+            await asyncio.sleep(seconds / STEPS)
+        await reader.read()
     finally:
         writer.close()
 
@@ -39,7 +55,7 @@ async def main(targets, rate, patience):
         try:
             await asyncio.wait_for(ask(*target), patience)
             took.append([began, time.time() - began])
-        except (OSError, asyncio.TimeoutError) as error:
+        except (OSError, EOFError, asyncio.TimeoutError) as error:
             lost.append([began, target, str(error) or type(error).__name__])
     number, start = 0, time.monotonic()
     while not ended.is_set():
@@ -80,25 +96,32 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 @contextmanager
-def load(lab: Lab, service: str, node_port: int, rate: float = RATE) -> Iterator[dict[str, Client]]:
+def load(
+    lab: Lab, service: str = "web", node_port: int = NODE_PORT, *, rate: float = RATE, downloads: bool = False
+) -> Iterator[dict[str, Client]]:
     """Asks by all nodes' NodePorts from outside, and by the ClusterIP from a node, as long as the context lasts.
 
-    What was seen is in the mapping afterwards, by "outside" and "inside".
+    What was seen is in the mapping afterwards, by "outside" and "inside", and by "downloads" if there are to be some:
+    one that takes 20 s is begun every 2 s, from outside.
     """
     found = "k3s kubectl get service " + service + " -o jsonpath='{.spec.clusterIP} {.spec.ports[0].port}'"
     address, port = must(lab, lab.machines[0], found).split()
     by_cluster_ip = json.dumps([(address, int(port))])
     inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate} {PATIENCE}"
+    targets = [(machine.public, node_port) for machine in lab.machines]
     commands = {
-        "outside": _outside(lab, [(machine.public, node_port) for machine in lab.machines], rate, PATIENCE),
+        "outside": _outside(lab, targets, rate, PATIENCE),
         "inside": machines.ssh(lab.name, lab.machines[-1], inside),
     }
+    if downloads:
+        long = [(*target, "load", "", 2_000_000, DOWNLOAD) for target in targets]
+        commands["downloads"] = _outside(lab, long, 0.5, 3 * DOWNLOAD)
     with _clients(commands) as seen:
         yield seen
 
 
 @contextmanager
-def load_at_edge(lab: Lab, rate: float = RATE, patience: float = PATIENCE) -> Iterator[dict[str, Client]]:
+def load_at_edge(lab: Lab, *, rate: float = RATE, patience: float = PATIENCE) -> Iterator[dict[str, Client]]:
     """Asks for every host of the lab's Ingresses by every balancer, over HTTP and TLS, as long as the context lasts.
 
     What was seen is in the mapping afterwards, by "outside".
@@ -130,5 +153,5 @@ def _clients(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Client
         yield seen
     finally:
         for name, client in clients.items():
-            said, _ = client.communicate("end\n", timeout=60)
+            said, _ = client.communicate("end\n", timeout=120)
             seen[name] = Client(**json.loads(said))

@@ -13,7 +13,6 @@ from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
 POOL = ip_network("10.42.128.0/17")
-NODE_PORT = 31695
 TRACES = "ip -br link; ip route show table all; ip rule; iptables-save; ipset list -n; ls /etc/cni/net.d 2>/dev/null"
 LIMIT = 900  # seconds
 

@@ -8,13 +8,13 @@ from lab.load import Client, load
 from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
-from .runs import NODE_PORT, POOL, assert_healthy_without_loss, assert_on_calico, assert_on_flannel, back, pods, swap
+from .runs import POOL, assert_healthy_without_loss, assert_on_calico, assert_on_flannel, back, pods, swap
 
 
 @pytest.fixture(scope="module")
 def swapped(lab: Lab, playbooks: Playbooks) -> tuple[Outcome, dict[str, Client]]:
     assert not any(address in POOL for address in pods(lab).values())
-    with load(lab, "web", NODE_PORT) as clients:
+    with load(lab) as clients:
         run = swap(playbooks)
     return run, clients
 
@@ -24,7 +24,7 @@ def returned(
     swapped: tuple[Outcome, dict[str, Client]], lab: Lab, playbooks: Playbooks
 ) -> tuple[Outcome, dict[str, Client]]:
     assert swapped[0].code == 0
-    with load(lab, "web", NODE_PORT) as clients:
+    with load(lab) as clients:
         run = back(playbooks)
     return run, clients
 
