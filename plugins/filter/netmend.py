@@ -349,6 +349,12 @@ def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[d
     return [*calico.definitions, *calico.settings, *calico.objects]
 
 
+def netmend_images(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Objects -> the images that their DaemonSets have to have on every node."""
+    pods = [item["spec"]["template"]["spec"] for item in _plain(objects) if item["kind"] == "DaemonSet"]
+    return sorted({each["image"] for pod in pods for each in (*pod.get("initContainers", []), *pod["containers"])})
+
+
 def netmend_calico_tunnels(cluster: Mapping[str, Any], node: str, backend: str) -> list[dict[str, Any]]:
     """Cluster facts -> what a node has to reach through its tunnels: targets of netmend_connectivity.
 
@@ -493,6 +499,7 @@ class FilterModule:
             "netmend_checklist_plan": netmend_checklist_plan,
             "netmend_checklist_judge": netmend_checklist_judge,
             "netmend_has_collection": netmend_has_collection,
+            "netmend_images": netmend_images,
             "netmend_ingress_nginx": netmend_ingress_nginx,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,

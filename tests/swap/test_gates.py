@@ -122,6 +122,16 @@ def no_room(lab: Lab) -> Iterator[str]:
 
 
 @contextmanager
+def image_that_cannot_be_pulled(lab: Lab) -> Iterator[str]:
+    ctr, kept = "k3s ctr --namespace k8s.io images", "kept.lab/calico-node:1"
+    machine = lab.machines[-1]
+    image = cluster.must(lab, machine, f"{ctr} ls -q | grep '/calico/node:v'").split()[0]
+    aside, back = (f"{ctr} tag {a} {b}; {ctr} rm {a}" for a, b in ((image, kept), (kept, image)))
+    with done(lab, machine, aside, back):
+        yield f"Not on this node, and not to be pulled: {image}: "
+
+
+@contextmanager
 def another_run(lab: Lab) -> Iterator[str]:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     spec = {"holderIdentity": "ci@elsewhere/0/17", "leaseDurationSeconds": 3600, "acquireTime": now, "renewTime": now}
@@ -139,6 +149,7 @@ VIOLATIONS: list[Violation] = [
     no_room,
     no_pod_may_go,
     another_run,
+    image_that_cannot_be_pulled,
     ipip_is_dropped,
     node_not_ready,
     no_quorum_to_spare,

@@ -1,7 +1,7 @@
-"""`k3s crictl`, as far as containerd's own records carry it: pods, ps, inspectp, inspect and images.
+"""`k3s crictl`, as far as containerd's own records carry it: pods, ps, inspectp, inspect, images, inspecti and pull.
 
-Debian has no crictl. What is missing: everything that changes something, exec, logs, stats, and the CRI's own view
-(the network status of a sandbox, reasons and exit codes of containers).
+Debian has no crictl. What is missing: what else changes something, exec, logs, stats, and the CRI's own view (the
+network status of a sandbox, reasons and exit codes of containers). A pull is containerd's own, without K3s's mirrors.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ _STATES = {
     "CONTAINER_RUNNING": "Running",
     "CONTAINER_EXITED": "Exited",
 }
-USAGE = "crictl of the k3s stand-in: pods | ps [-a], each with -o json or -q; inspectp ID; inspect ID; images [-q]"
+USAGE = (
+    "crictl of the k3s stand-in: pods | ps [-a], each with -o json or -q; inspectp ID; inspect ID; images [-q]; "
+    "inspecti IMAGE; pull IMAGE"
+)
 
 
 def main(argv: list[str]) -> int:
     words = [a for a in argv if not a.startswith("-") and a not in ("json", "table")]
     options = set(argv) - set(words)
-    if not words or words[0] not in ("pods", "ps", "inspectp", "inspect", "images"):
+    if not words or words[0] not in ("pods", "ps", "inspectp", "inspect", "images", "inspecti", "pull"):
         raise Fatal(USAGE)
     verb = words[0]
+    if verb in ("inspecti", "pull"):
+        if len(words) != 2:
+            raise Fatal(USAGE)
+        return _image(words[1], verb == "pull")
     if verb == "images":
         print(_ctr("images", "ls", *(["-q"] if "-q" in options else [])), end="")
         return 0
@@ -55,6 +62,17 @@ def main(argv: list[str]) -> int:
         print()
     else:
         print(table(found), end="")
+    return 0
+
+
+def _image(image: str, pull: bool) -> int:
+    if pull:
+        _ctr("images", "pull", image)
+    found = _ctr("images", "ls", "-q", f"name=={image}").split()
+    if not found:
+        raise Fatal(f"no such image {image!r} present")
+    json.dump({"status": {"repoTags": found}}, sys.stdout, indent=2)
+    print()
     return 0
 
 
