@@ -2,7 +2,7 @@
 
 Lost are requests without an answer, and downloads of 20 s that were cut off.
 
-.venv/bin/python -m lab with swap -- .venv/bin/python benchmarks/swap.py [--lab NAME] [--drain SECONDS]
+.venv/bin/python -m lab with swap -- .venv/bin/python benchmarks/swap.py [--lab NAME] [--drain SECONDS] [--parallel PODS]
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default=os.environ.get("NETMEND_LAB", "swap"), help="a lab that is up, on Flannel")
     parser.add_argument("--drain", type=int, default=25, help="seconds that a pod goes on without new requests")
+    parser.add_argument("--parallel", type=int, default=3, help="pods that are replaced at once")
     arguments = parser.parse_args()
     lab = machines.recall(arguments.lab)
-    given = {"calico_ipip_manifest": upstream.calico("v3.32.1"), "netmend_swap_drain_seconds": arguments.drain}
+    given = {
+        "calico_ipip_manifest": upstream.calico("v3.32.1"),
+        "netmend_swap_drain_seconds": arguments.drain,
+        "netmend_swap_parallel": arguments.parallel,
+    }
     extra = [word for name, value in given.items() for word in ("-e", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as reports:
         playbooks = Playbooks(lab, Path(reports))

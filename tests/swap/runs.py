@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -13,7 +14,9 @@ from lab.playbooks import Outcome, Playbooks
 from lab.spec import Lab
 
 POOL = ip_network("10.42.128.0/17")
-TRACES = "ip -br link; ip route show table all; ip rule; iptables-save; ipset list -n; ls /etc/cni/net.d 2>/dev/null"
+TRACES = (
+    "ip -br link; ip route show table all; ip rule; iptables-save; ipset list -n; ls /etc/cni/net.d 2>/dev/null || true"
+)
 LIMIT = 900  # seconds
 
 
@@ -34,8 +37,8 @@ def traces(lab: Lab) -> dict[str, str]:
 
 def arguments() -> tuple[str, ...]:
     """What a lab's swap and way back are given."""
-    # Each pod that starts takes a machine of the lab seconds: about one at a time on each.
-    pace = ("-e", "netmend_swap_drain_seconds=5", "-e", "netmend_swap_parallel=3")
+    # Each pod that starts takes a machine of the lab seconds: about one at a time on each. Downloads take 20 s.
+    pace = ("-e", "netmend_swap_drain_seconds=25", "-e", "netmend_swap_parallel=3")
     return ("-e", f"calico_ipip_manifest={upstream.calico('v3.32.1')}", *pace)
 
 
@@ -60,7 +63,9 @@ def assert_on_flannel(lab: Lab) -> None:
     assert not any(address in POOL for address in pods(lab).values())
     for found in traces(lab).values():
         assert "cali" not in found
-        assert "tunl0@" not in found.replace("tunl0@none      down", "")
+        # The device belongs to the kernel's module, and stays.
+        assert re.search(r"^tunl0@none +down ", found, re.M)
+        assert not re.search(r" dev tunl0\b", found)
 
 
 def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client], before: str = "") -> None:
@@ -68,6 +73,6 @@ def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client], before
     assert run.code == 0, before + run.output
     assert run.report["healthy"], before + run.output
     for name, client in clients.items():
-        assert client.asked > 1000
+        assert client.asked > (50 if name == "downloads" else 1000)
         lost = [f"{datetime.fromtimestamp(when):%T} {whom} {how}" for when, whom, how in client.lost]
         assert not lost, "\n".join([f"{name} lost {len(lost)} of {client.asked}:", *lost[:20], before, run.output])

@@ -32,7 +32,7 @@ def test_killed_and_run_again(
         ("swap_cni", runs.swap, runs.assert_on_calico),
         ("rollback", runs.back, runs.assert_on_flannel),
     ):
-        with load(lab) as clients:
+        with load(lab, downloads=True) as clients:
             with monkeypatch.context() as patch:
                 patch.setenv("NETMEND_KILL_AFTER", str(boundary))
                 killed = playbooks.run(f"playbooks/{book}.yml", *runs.arguments(), limit=runs.LIMIT)

@@ -14,7 +14,7 @@ from .runs import POOL, assert_healthy_without_loss, assert_on_calico, assert_on
 @pytest.fixture(scope="module")
 def swapped(lab: Lab, playbooks: Playbooks) -> tuple[Outcome, dict[str, Client]]:
     assert not any(address in POOL for address in pods(lab).values())
-    with load(lab) as clients:
+    with load(lab, downloads=True) as clients:
         run = swap(playbooks)
     return run, clients
 
@@ -24,7 +24,7 @@ def returned(
     swapped: tuple[Outcome, dict[str, Client]], lab: Lab, playbooks: Playbooks
 ) -> tuple[Outcome, dict[str, Client]]:
     assert swapped[0].code == 0
-    with load(lab) as clients:
+    with load(lab, downloads=True) as clients:
         run = back(playbooks)
     return run, clients
 
