@@ -2,7 +2,7 @@
 
 Lost are requests without an answer, and downloads of 20 s that were cut off.
 
-.venv/bin/python -m lab with swap -- .venv/bin/python benchmarks/swap.py [--lab NAME] [--drain SECONDS] [--parallel PODS]
+.venv/bin/python -m lab with swap -- .venv/bin/python benchmarks/swap.py [--lab NAME] [--drain S] [--parallel N]
 """
 
 from __future__ import annotations
