@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from . import ingress, machines, network
-from .cluster import must
+from .cluster import ClusterError, must
 from .spec import Lab
 
 NODE_PORT = 31695  # of web, which is on each lab that has apps.yml
@@ -144,14 +144,15 @@ def _outside(lab: Lab, targets: Sequence[Sequence[str | int]], rate: float, pati
 
 @contextmanager
 def _clients(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Client]]:
-    clients = {
-        name: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name, argv in commands.items()
-    }
+    # With streams of their own: ssh lets those that it is given not block, and Ansible takes none that do not.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    clients = {name: subprocess.Popen(argv, **pipes, text=True) for name, argv in commands.items()}
     seen: dict[str, Client] = {}
     try:
         yield seen
     finally:
         for name, client in clients.items():
-            said, _ = client.communicate("end\n", timeout=120)
+            said, error = client.communicate("end\n", timeout=120)
+            if client.returncode:
+                raise ClusterError(f"the client {name} ended early: {error.strip()}")
             seen[name] = Client(**json.loads(said))
