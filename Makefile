@@ -67,7 +67,7 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 	$(call say,"the edge on a lab")
 	$(LAB) with edge --name test -- $(MAKE) --no-print-directory scenarios SCENARIOS=edge
 	$(call say,"a swap and the way back on a lab, under load")
-	$(LAB) with swap --name test -- $(LAB) load -- $(MAKE) --no-print-directory scenarios SCENARIOS=cni_swap
+	$(LAB) with swap --name test -- $(LAB) load --patience 30 -- $(MAKE) --no-print-directory scenarios SCENARIOS=cni_swap
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
 test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way

@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--seconds", type=float, default=5, help="how long, without CMD; default: 5")
     command.add_argument("--rate", type=float, default=load.RATE, help=f"requests a second; default: {load.RATE}")
+    waits = f"seconds until a request without an answer is lost; default: {load.PATIENCE}"
+    command.add_argument("--patience", type=float, default=load.PATIENCE, help=waits)
     command = add("bench", _bench, "start a lab, measure it, and end it")
     command.add_argument("file", nargs="?", type=Path, default=Path("default"), metavar="FILE")
     return top
@@ -203,7 +205,7 @@ def _balancer(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> int:
     lab, code = machines.recall(arguments.name), 0
     ask = load.load_at_edge if lab.balancers else load.load
-    with ask(lab, rate=arguments.rate) as clients:
+    with ask(lab, rate=arguments.rate, patience=arguments.patience) as clients:
         if arguments.command:
             code = subprocess.run(arguments.command, check=False).returncode
         else:

@@ -97,7 +97,13 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 @contextmanager
 def load(
-    lab: Lab, service: str = "web", node_port: int = NODE_PORT, *, rate: float = RATE, downloads: bool = False
+    lab: Lab,
+    service: str = "web",
+    node_port: int = NODE_PORT,
+    *,
+    rate: float = RATE,
+    patience: float = PATIENCE,
+    downloads: bool = False,
 ) -> Iterator[dict[str, Client]]:
     """Asks by all nodes' NodePorts from outside, and by the ClusterIP from a node, as long as the context lasts.
 
@@ -107,10 +113,10 @@ def load(
     found = "k3s kubectl get service " + service + " -o jsonpath='{.spec.clusterIP} {.spec.ports[0].port}'"
     address, port = must(lab, lab.machines[0], found).split()
     by_cluster_ip = json.dumps([(address, int(port))])
-    inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate} {PATIENCE}"
+    inside = f"exec python3 -u -c '{CLIENT}' '{by_cluster_ip}' {rate} {patience}"
     targets = [(machine.public, node_port) for machine in lab.machines]
     commands = {
-        "outside": _outside(lab, targets, rate, PATIENCE),
+        "outside": _outside(lab, targets, rate, patience),
         "inside": machines.ssh(lab.name, lab.machines[-1], inside),
     }
     if downloads:
