@@ -94,7 +94,9 @@ def test_a_fault_is_named_and_left(fault: tuple[str, dict[str, Any]], run: Outco
         row = run.report["now"]["matrix"]["rows"][entry["shows"]]
         assert row["ok"] < row["total"], run.output
     assert run.named[:1] == NAMED[name], run.output
-    assert run.report["now"]["findings"][0]["remedy"]["text"]
+    first = run.report["now"]["findings"][0]
+    assert first["remedy"]["text"]
+    assert any(entry.get("says", "") in sentence for sentence in first["evidence"]), first["evidence"]
 
 
 @pytest.mark.parametrize("fault", HEALTHY, indirect=True)

@@ -13,6 +13,7 @@ from .registry import Suspicion
 AT_ONCE = 1.0  # seconds; nobody was waited for
 TRIED = 3.0  # seconds; a SYN was sent at 0, 1 and 3 s (RFC 6298), and who balances gives up later than that
 NAMED = 3  # in a sentence
+GONE = "499"  # nginx's own: the client went before there was an answer. What comes after it are errors, too
 NO_FREE_PORTS = "free ports"  # Kubernetes: pkg/scheduler/framework/plugins/nodeports, ErrReason
 
 
@@ -139,7 +140,7 @@ def logged(case: Case, sites: Iterable[Site]) -> str:
         for name in upstreams:
             of_node.update(said["log"]["answers"].get(name, {}))
         failed = {(end, what): n for end in ends for what, n in said["log"]["failures"].get(end, {}).items()}
-        if failed or any(status >= "500" for status in of_node):
+        if failed or any(status >= GONE for status in of_node):
             where.append(node)
         answers.update(of_node)
         failures.update(failed)
@@ -147,7 +148,7 @@ def logged(case: Case, sites: Iterable[Site]) -> str:
         seconds = max(seconds, said["seconds"])
     if not where:
         return ""
-    bad = Counter({f"with {status}": count for status, count in answers.items() if status >= "500"})
+    bad = Counter({f"with {status}": count for status, count in answers.items() if status >= GONE})
     clauses = [f"{sum(bad.values())} of {sum(answers.values())} requests answered {counts(bad)}"] if bad else []
     for (end, what), count in failures.most_common(NAMED):
         # Where the log's form is another one, how many tries there were is not known.
