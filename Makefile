@@ -66,7 +66,7 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 	$(LAB) with default --name test -- $(MAKE) --no-print-directory scenarios faults
 	$(call say,"the edge on a lab")
 	$(LAB) with edge --name test -- $(MAKE) --no-print-directory scenarios SCENARIOS=edge
-	$(call say,"a swap and the way back on a lab, under load")
+	$(call say,"a swap and the way back under load")
 	$(LAB) with swap --name test -- $(LAB) load --patience 30 -- $(MAKE) --no-print-directory scenarios SCENARIOS=cni_swap
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
