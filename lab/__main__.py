@@ -49,11 +49,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, do: object, text: str, *, named: bool = False) -> argparse.ArgumentParser:
+    own = os.environ.get("NETMEND_LAB", "default")  # the lab that this runs in
+
+    def add(name: str, do: object, text: str, *, named: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(do=do)
         if named:
-            command.add_argument("name", nargs="?", default="default", metavar="NAME", help="the lab; default: default")
+            command.add_argument("name", nargs="?", default=named, metavar="NAME", help=f"the lab; default: {named}")
         return command
 
     command = add("build", _build, "build what the cache lacks of kernel, system, Kubernetes and images")
@@ -66,14 +68,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--name", help="another name than the file's: the same lab once more, beside the first")
     command.add_argument("--plain", action="store_true", help="machines that answer on SSH, and nothing starts K3s")
-    add("down", _down, "end a lab from any state; nothing of it is left", named=True)
-    add("status", _status, "show a lab's machines, nodes and faults", named=True)
+    add("down", _down, "end a lab from any state; nothing of it is left", named="default")
+    add("status", _status, "show a lab's machines, nodes and faults", named="default")
     command = add("ssh", _ssh, "a shell on a node, or with -- a command there")
     command.add_argument("node", metavar="NODE")
-    command.add_argument("--lab", default=os.environ.get("NETMEND_LAB", "default"), metavar="NAME", help="its lab")
-    add("inventory", _inventory, "print the path of a lab's Ansible inventory", named=True)
-    add("run", _run, "with -- CMD: run it inside a lab's network, as Ansible does", named=True)
-    add("outside", _outside, "with -- CMD: run it as a client on the internet", named=True)
+    command.add_argument("--lab", default=own, metavar="NAME", help="its lab")
+    add("inventory", _inventory, "print the path of a lab's Ansible inventory", named="default")
+    add("run", _run, "with -- CMD: run it inside a lab's network, as Ansible does", named="default")
+    add("outside", _outside, "with -- CMD: run it as a client on the internet", named="default")
     command = add("with", _with, "start a lab, run what is behind -- inside its network, and end it")
     command.add_argument("file", type=Path, metavar="FILE")
     command.add_argument("--name", help="another name than the file's")
@@ -85,13 +87,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="+", metavar="[NAME] add FAULT... | clear | list", help=fabric.HELP)
     command = add("balancer", _balancer, "show a lab's balancers with what their checks say, or change them")
     command.add_argument("words", nargs="+", metavar="[NAME] set CHANGE | reset | list", help=balancer.HELP)
-    command = add(
-        "load", _load, "ask a lab's applications, while CMD behind -- runs if there is one, and count what is lost"
-    )
-    own = os.environ.get("NETMEND_LAB", "default")
-    command.add_argument(
-        "name", nargs="?", default=own, metavar="NAME", help="the lab; default: the one that this runs in"
-    )
+    text = "ask a lab's applications, while CMD behind -- runs if there is one, and count what is lost"
+    command = add("load", _load, text, named=own)
     command.add_argument("--seconds", type=float, default=5, help="how long, without CMD; default: 5")
     command.add_argument("--rate", type=float, default=load.RATE, help=f"requests a second; default: {load.RATE}")
     waits = f"seconds until a request without an answer is lost; default: {load.PATIENCE}"

@@ -333,11 +333,11 @@ def plan_edge(nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATI
     return list({probe["id"]: probe for probe in asked}.values())
 
 
-def plan_controllers(nodes: Mapping[str, NodeFacts], edge: Edge) -> Dict[str, List[Controller]]:
+def plan_controllers(nodes: Mapping[str, NodeFacts], cluster: ClusterFacts) -> Dict[str, List[Controller]]:
     """Node -> the pods of ingress-nginx there, which are to be asked what they say themselves."""
     asked: Dict[str, List[Controller]] = {}
-    for pod in edge.controllers:
-        if controller_of(pod) != INGRESS_NGINX or pod["node"] not in nodes:
+    for pod in cluster["pods"]:
+        if not pod["ready"] or controller_of(pod) != INGRESS_NGINX or pod["node"] not in nodes:
             continue
         pids = {each["uid"]: each["pid"] for each in nodes[pod["node"]]["pods"]}
         if pod["host_network"] or pod["uid"] in pids:

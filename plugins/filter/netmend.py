@@ -108,8 +108,7 @@ def netmend_plan(
 def netmend_controllers(names: Names, hostvars: Any) -> dict[str, list[Any]]:
     """Hosts -> node -> the pods of ingress-nginx there, as netmend_connectivity asks what they say themselves."""
     hosts = _hosts(names, hostvars)
-    of_edge = edge.Edge(_stored(hosts, "netmend_facts")["cluster"])
-    return edge.plan_controllers(_nodes(hosts), of_edge)
+    return edge.plan_controllers(_nodes(hosts), _stored(hosts, "netmend_facts")["cluster"])
 
 
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import socket
 import subprocess
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator
@@ -15,9 +12,8 @@ from typing import Any, Iterator
 import pytest
 import yaml
 from ansible.module_utils.netmend.pods import network_pid
-from ansible.module_utils.testing import patch_module_args
 
-from tests.unit.loaded import loaded
+from tests.unit.loaded import loaded, said
 
 module = loaded("library/netmend_connectivity.py")
 
@@ -25,10 +21,7 @@ CLOSED = 9  # discard; nothing listens there
 
 
 def run(**arguments: Any) -> dict[str, Any]:
-    printed = io.StringIO()
-    with patch_module_args(arguments), redirect_stdout(printed), pytest.raises(SystemExit):
-        module.main()
-    return json.loads(printed.getvalue())  # type: ignore[no-any-return]
+    return said(module, **arguments)
 
 
 @pytest.fixture
@@ -178,9 +171,9 @@ def test_a_pod_that_is_not_here(root: Path, pod: str) -> None:
 
 def test_ingress_controllers_are_asked_what_they_say_themselves(port: int) -> None:
     result = run(probes=[], controllers=[{"pod": "ingress-nginx/none", "uid": "no-such-uid"}])
-    (said,) = result["netmend_controllers"]
-    assert (said["pod"], said["log"]) == ("ingress-nginx/none", None)
-    assert "no log in /var/log/pods/ingress-nginx_none_no-such-uid" in said["errors"]["log"]
+    (controller,) = result["netmend_controllers"]
+    assert (controller["pod"], controller["log"]) == ("ingress-nginx/none", None)
+    assert "no log in /var/log/pods/ingress-nginx_none_no-such-uid" in controller["errors"]["log"]
     assert "netmend_controllers" not in run(targets=[{"address": "127.0.0.1", "port": port}])
 
 

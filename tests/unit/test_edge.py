@@ -198,7 +198,7 @@ def test_only_controllers_take_requests(label: str, doors: int) -> None:
 def test_each_controller_of_ingress_nginx_is_asked_on_its_own_node() -> None:
     facts = cluster()
     nodes = node_facts(facts)
-    asked = plan_controllers(nodes, Edge(facts))
+    asked = plan_controllers(nodes, facts)
     assert asked == {
         node: [{"pod": f"ingress-nginx/ingress-{node}", "uid": f"uid-ingress-{node}", "pid": 0}]
         for node in ("agent0", "agent1")
@@ -206,13 +206,13 @@ def test_each_controller_of_ingress_nginx_is_asked_on_its_own_node() -> None:
     del nodes["agent1"]  # did not answer
     facts["pods"][0]["host_network"] = False
     nodes["agent0"]["pods"].append({"uid": "uid-ingress-agent0", "pid": 9, "netns": 3, "listens": []})
-    assert [each["pid"] for each in plan_controllers(nodes, Edge(facts))["agent0"]] == [9]
+    assert [each["pid"] for each in plan_controllers(nodes, facts)["agent0"]] == [9]
     nodes["agent0"]["pods"].pop()
-    assert plan_controllers(nodes, Edge(facts)) == {}
+    assert plan_controllers(nodes, facts) == {}
 
 
 def test_other_controllers_are_not_asked() -> None:
     facts = cluster()
     for each in facts["pods"]:
         each["labels"] = {"app.kubernetes.io/name": "traefik"}
-    assert plan_controllers(node_facts(facts), Edge(facts)) == {}
+    assert plan_controllers(node_facts(facts), facts) == {}

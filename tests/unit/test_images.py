@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
-from tests.unit.loaded import loaded
+from tests.unit.loaded import loaded, said
 
 module = loaded("library/netmend_images.py")
 
@@ -37,15 +33,12 @@ def crictl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*images: str, **arguments: Any) -> dict[str, Any]:
-    printed = io.StringIO()
-    with patch_module_args({"images": images, **arguments}), redirect_stdout(printed), pytest.raises(SystemExit):
-        module.main()
-    return json.loads(printed.getvalue())  # type: ignore[no-any-return]  # JSON is of any type
+    return said(module, images=images, **arguments)
 
 
 def test_what_is_there_is_asked_of_no_registry(crictl: Path) -> None:
-    said = run("calico/node:v3")
-    assert (said["changed"], said["pulled"]) == (False, [])
+    result = run("calico/node:v3")
+    assert (result["changed"], result["pulled"]) == (False, [])
     assert (crictl / "asked").read_text() == "inspecti calico/node:v3\n"
 
 
@@ -57,17 +50,17 @@ def test_what_is_not_there_is_pulled_and_the_second_run_has_nothing_to_do(crictl
 
 
 def test_in_check_mode_nothing_is_pulled(crictl: Path) -> None:
-    said = run("free/cni:v3", "elsewhere/cni:v3", _ansible_check_mode=True)
-    assert (said["changed"], said["pulled"]) == (True, ["elsewhere/cni:v3", "free/cni:v3"])
+    result = run("free/cni:v3", "elsewhere/cni:v3", _ansible_check_mode=True)
+    assert (result["changed"], result["pulled"]) == (True, ["elsewhere/cni:v3", "free/cni:v3"])
     assert "pull" not in (crictl / "asked").read_text()
 
 
 @pytest.mark.usefixtures("crictl")
 def test_all_that_cannot_be_had_is_named_with_why_and_what_to_do() -> None:
-    said = run("calico/node:v3", "elsewhere/cni:v3", "elsewhere/node:v3")
-    assert said["failed"]
-    assert "elsewhere/cni:v3: " in said["msg"]
-    assert "elsewhere/node:v3: " in said["msg"]
-    assert "calico/node" not in said["msg"]
-    assert "dial tcp: i/o timeout" in said["msg"]
-    assert "k3s ctr images import" in said["msg"]
+    result = run("calico/node:v3", "elsewhere/cni:v3", "elsewhere/node:v3")
+    assert result["failed"]
+    assert "elsewhere/cni:v3: " in result["msg"]
+    assert "elsewhere/node:v3: " in result["msg"]
+    assert "calico/node" not in result["msg"]
+    assert "dial tcp: i/o timeout" in result["msg"]
+    assert "k3s ctr images import" in result["msg"]

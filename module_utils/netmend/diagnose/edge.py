@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections import Counter
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Set, Tuple
 
 from ..edge import CONTROLLERS, INGRESS_NGINX, NAME_LABEL, Site, host_port
 from ..model import Chain, ControllerSaid, Pod, Remedy, Ruleset
@@ -340,8 +340,10 @@ def proxy_protocol_mismatch(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def ingress_endpoints_stale(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """nginx goes on with the list that it was given when its controller does not hear from the API any more."""
     for node, said in case.controllers:
-        for site in _claimed(case, said):
-            listed = set((said["endpoints"] or {}).get(site.upstream, []))
+        for site in case.edge.sites:
+            listed = _listed(case, said, site)
+            if listed is None:
+                continue
             asked = [each for each in probes_of(case, site.backend, "edge-node") if each["target_node"] == node]
             failed = [probe for probe in asked if not case.met(probe)]
             ends = case.edge.endpoints(site)
@@ -372,13 +374,14 @@ def ingress_endpoints_stale(case: Case, paths: Paths) -> Iterator[Suspicion]:
             )
 
 
-def _claimed(case: Case, said: ControllerSaid) -> Iterator[Site]:
-    """What the controller is to send to endpoints, if its list of those is known; some Ingresses want the ClusterIP."""
-    for site in case.edge.sites if said["endpoints"] is not None else []:
-        service = case.edge.service(site)
-        addresses = {end.rpartition(":")[0] for end in (said["endpoints"] or {}).get(site.upstream, [])}
-        if site.controller == INGRESS_NGINX and service and service["cluster_ip"] not in addresses:
-            yield site
+def _listed(case: Case, said: ControllerSaid, site: Site) -> Optional[Set[str]]:
+    """The endpoints that the controller has for a site; None where that is not known, or says nothing of pods."""
+    service = case.edge.service(site)
+    if said["endpoints"] is None or site.controller != INGRESS_NGINX or not service:
+        return None
+    listed = set(said["endpoints"].get(site.upstream, []))
+    # Some Ingresses want the Service's own address: nginx.ingress.kubernetes.io/service-upstream.
+    return None if service["cluster_ip"] in {end.rpartition(":")[0] for end in listed} else listed
 
 
 def reaching(case: Case, found: List[Tuple[Fault, Suspicion]]) -> List[Tuple[Fault, Suspicion]]:

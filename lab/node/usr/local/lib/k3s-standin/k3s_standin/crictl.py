@@ -37,16 +37,14 @@ def main(argv: list[str]) -> int:
     if not words or words[0] not in ("pods", "ps", "inspectp", "inspect", "images", "inspecti", "pull"):
         raise Fatal(USAGE)
     verb = words[0]
+    if verb in ("inspectp", "inspect", "inspecti", "pull") and len(words) != 2:
+        raise Fatal(USAGE)
     if verb in ("inspecti", "pull"):
-        if len(words) != 2:
-            raise Fatal(USAGE)
         return _image(words[1], verb == "pull")
     if verb == "images":
         print(_ctr("images", "ls", *(["-q"] if "-q" in options else [])), end="")
         return 0
     if verb.startswith("inspect"):
-        if len(words) != 2:
-            raise Fatal(USAGE)
         json.dump(inspect(_info(words[1]), _pids()), sys.stdout, indent=2)
         print()
         return 0
