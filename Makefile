@@ -29,6 +29,8 @@ SHELL_SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh( |$$)')
 START := $(shell date +%s)
 say = @printf '\n== %s (after %s s)\n' $(1) $$(( $$(date +%s) - $(START) ))
 
+swap_on = $(LAB) with $(1) --name test -- $(LAB) load --patience 30 -- $(MAKE) --no-print-directory scenarios SCENARIOS=cni_swap
+
 .PHONY: help
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,7 +69,14 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 	$(call say,"the edge on a lab")
 	$(LAB) with edge --name test -- $(MAKE) --no-print-directory scenarios SCENARIOS=edge
 	$(call say,"a swap and the way back under load")
-	$(LAB) with swap --name test -- $(LAB) load --patience 30 -- $(MAKE) --no-print-directory scenarios SCENARIOS=cni_swap
+	$(MAKE) --no-print-directory test-swap
+
+.PHONY: test-swap test-swap-ha
+test-swap: .venv ## Swap Flannel for Calico and back on a lab while clients ask
+	$(call swap_on,swap)
+
+test-swap-ha: .venv ## Do the same with three servers
+	$(call swap_on,swap-ha)
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
 test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.kube import Api, ApiError, Credentials, k3s_credentials
+from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials, kubelet_credentials
 from ansible.module_utils.netmend.parse.cluster import ready_since
 
 DOCUMENTATION = """
@@ -75,7 +75,6 @@ seconds:
 """
 
 UNITS = ("k3s.service", "k3s-agent.service")
-AGENT = Path("/var/lib/rancher/k3s/agent")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
 POLL = 0.5  # seconds; there is no one thing to wait on that says all of it
 
@@ -149,19 +148,12 @@ def _missing(module: AnsibleModule, unit: str, began: float, started: float, wit
             status, _ = Api(k3s_credentials()).get("/readyz")
             if status != 200:
                 return f"/readyz says {status}"
-        status, body = Api(_kubelet_credentials()).get(f"/api/v1/nodes/{module.params['node']}")
+        status, body = Api(kubelet_credentials()).get(f"/api/v1/nodes/{module.params['node']}")
     except (ApiError, OSError) as error:  # where it never ran, the kubelet's credentials are yet to be made
         return str(error)
     if status != 200 or not ready_since(json.loads(body), began):
         return f"the kubelet has not reported {module.params['node']} as Ready"
     return ""
-
-
-def _kubelet_credentials() -> Credentials:
-    """Those by which the kubelet reads its own node, on servers and agents alike."""
-    server = re.search(r"^\s*server: (\S+)$", (AGENT / "kubelet.kubeconfig").read_text(), re.M)
-    files = (str(AGENT / name) for name in ("server-ca.crt", "client-kubelet.crt", "client-kubelet.key"))
-    return Credentials(server[1] if server else "", *files)
 
 
 def _shown(module: AnsibleModule, unit: str) -> dict[str, str]:

@@ -20,8 +20,8 @@ description:
     that is not on its host's network and whose address is in none of O(cidrs).
   - C(surge), for pods of Deployments. The pod is taken out of its ReplicaSet, which makes another at once; when
     that one is Ready and in the EndpointSlices, the pod is taken out of its Services; when no EndpointSlice has it, it
-    goes on for O(drain_seconds), and is deleted. One replica is enough. The two run side by side for a while, as in
-    the Deployment's own rolling update.
+    drains, and is deleted. One replica is enough. The two run side by side for a while, as in the Deployment's own
+    rolling update.
   - C(release), where controller and Services ask for the same labels, as with most DaemonSets. The pod is taken out of
     all at once, while at least one other Ready pod serves and its budgets allow it; one at a time for each controller.
   - C(evict), where two cannot run side by side; one at a time in the cluster, the next when its replacement is Ready.
@@ -30,8 +30,9 @@ description:
     answering has the pod's grace period, no more.
   - A pod is taken out by taking labels that selectors ask for, as few as will do. NetworkPolicies that
     ask for those do not hold for the pod's last seconds, neither those that let it in or out nor those that isolate it.
-  - Which connections a pod has is known to its node alone, not to the API. So O(drain_seconds) is all that is waited
-    for; then the pod gets SIGTERM and its grace period. It also is the time that kube-proxies have to learn of it.
+  - Which connections a pod has, its node alone knows. Where M(netmend_pod_connections) runs there, a pod goes when it
+    has none, and 10 s have passed for kube-proxies and ingress controllers to learn of it. Otherwise it goes when
+    O(drain_seconds) are over. Then it gets SIGTERM and its grace period.
   - Where a replacement does not come up, this stops, and puts the pods back into service whose replacements are not
     there. What was interrupted is finished by running it again, as pods that were taken out carry the annotation
     C(netmend/released).
@@ -58,9 +59,9 @@ options:
     choices: [report, recreate]
     default: report
   drain_seconds:
-    description: Seconds that a pod goes on without new requests before it is deleted.
+    description: Seconds that a pod goes on without new requests before it is deleted, at most.
     type: int
-    default: 30
+    default: 60
   parallel:
     description: Pods that are under way at once; each needs its memory twice meanwhile.
     type: int
@@ -147,7 +148,7 @@ def main() -> None:
             "cidrs": {"type": "list", "elements": "str", "required": True},
             "exclude_namespaces": {"type": "list", "elements": "str", "default": []},
             "singles": {"type": "str", "choices": ["report", "recreate"], "default": "report"},
-            "drain_seconds": {"type": "int", "default": 30},
+            "drain_seconds": {"type": "int", "default": 60},
             "parallel": {"type": "int", "default": 5},
             "timeout": {"type": "int", "default": 300},
             "kubeconfig": {"type": "path"},

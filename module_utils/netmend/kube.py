@@ -21,12 +21,14 @@ from .model import ClusterFacts, NodeFacts, Pod
 from .parse import cluster as parse
 
 K3S_TLS = "/var/lib/rancher/k3s/server/tls"
+K3S_AGENT = "/var/lib/rancher/k3s/agent"
 K3S_SERVER = "https://127.0.0.1:6443"
 DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
 _JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"  # lists are merged by their keys: conditions by type
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"  # what kubectl get shows
 CALICO = "/apis/crd.projectcalico.org/v1"
 
@@ -59,6 +61,14 @@ def k3s_credentials(server: str = "", tls: str = K3S_TLS) -> Credentials:
                 " or name a kubeconfig"
             ) from error
     return Credentials(server or K3S_SERVER, ca, certificate, key)
+
+
+def kubelet_credentials(agent: str = K3S_AGENT) -> Credentials:
+    """Those by which the kubelet of this node, a server's or an agent's, asks. OSError where it has none yet."""
+    with open(f"{agent}/kubelet.kubeconfig", encoding="utf-8") as file:
+        server = re.search(r"^\s*server: (\S+)$", file.read(), re.M)
+    ca, certificate, key = (f"{agent}/{name}" for name in ("server-ca.crt", "client-kubelet.crt", "client-kubelet.key"))
+    return Credentials(server[1] if server else "", ca, certificate, key)
 
 
 def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials:
@@ -139,7 +149,8 @@ class Api:
         found: List[Dict[str, Any]] = []
         more = ""
         while True:
-            status, body = self.get(f"{path}?limit={PAGE}" + (f"&continue={quote(more)}" if more else ""))
+            page = f"limit={PAGE}" + (f"&continue={quote(more)}" if more else "")
+            status, body = self.get(_asking(path, page))
             if status == 404:
                 return None
             if status == 410 and more:  # the page is too old: begin again
@@ -171,8 +182,8 @@ class Api:
         since = f"&allowWatchBookmarks=true&resourceVersion={quote(version)}" if version else ""
         connection = self._connection(timeout=seconds + self.timeout)
         try:
-            url = f"{self._url.path}{path}?watch=1&timeoutSeconds={seconds}{since}"
-            connection.request("GET", url, None, self._headers)
+            url = _asking(path, f"watch=1&timeoutSeconds={seconds}{since}")
+            connection.request("GET", self._url.path + url, None, self._headers)
             response = connection.getresponse()
             if version and response.status == 410:
                 yield {"type": "ERROR", "object": {"code": 410}}
@@ -354,6 +365,11 @@ def _secrets(api: Api, ingresses: List[Dict[str, Any]], errors: List[Dict[str, s
     except ApiError as error:
         errors.append({"what": "secrets", "message": str(error)})
     return types
+
+
+def _asking(path: str, query: str) -> str:
+    """A list's path, which may have a selector, with more to ask."""
+    return f"{path}{'&' if '?' in path else '?'}{query}"
 
 
 def _one(server: str, path: str, status: int, body: str) -> Optional[Dict[str, Any]]:

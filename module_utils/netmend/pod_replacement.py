@@ -42,6 +42,7 @@ PATHS = {
 }
 CONTROLLERS = {"ReplicaSet": "replicasets", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
 RELEASED = "netmend/released"  # annotation: {"owner": "ReplicaSet/web-5d9f", "labels": {"app": "web"}}, what was taken
+CONNECTED = "netmend/Connected"  # condition of a released pod, by its node: "False" where nobody has a connection to it
 MIRROR = "kubernetes.io/config.mirror"
 TEMPLATE_HASH = "pod-template-hash"
 SURGE, RELEASE, EVICT, UNDER_WAY, LEFT = "surge", "release", "evict", "under way", ""
@@ -149,6 +150,16 @@ def shows(state: State, step: Step) -> bool:
     if pod is None or "deletionTimestamp" in pod["metadata"]:
         return True
     return step.action == "label" and not set(step.labels) & set(pod["metadata"].get("labels", {}))
+
+
+def is_released(pod: Object) -> bool:
+    return RELEASED in pod["metadata"].get("annotations", {})
+
+
+def connected(pod: Object) -> Optional[bool]:
+    """Whether somebody has a connection to it, by what its node said; None where that said nothing."""
+    said = {condition["type"]: condition["status"] for condition in pod["status"].get("conditions", [])}
+    return said[CONNECTED] == "True" if CONNECTED in said else None
 
 
 def _patch(pod: Object, labels: Mapping[str, Optional[str]], annotation: Optional[str]) -> Object:

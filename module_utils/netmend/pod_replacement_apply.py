@@ -19,6 +19,7 @@ from .pod_replacement import (
     State,
     Step,
     Wish,
+    connected,
     due,
     plan,
     shows,
@@ -30,6 +31,7 @@ GONE = (404, 409)  # it ended meanwhile, or a namesake took its place: the next 
 REFUSED = 429  # by a PodDisruptionBudget
 BURST = 0.2  # seconds: one change brings others
 AGAIN = 5  # seconds until an eviction that was refused is asked for again
+SETTLE = 10  # seconds until every kube-proxy and ingress controller knows that a pod has left its Services
 
 
 class NotReplaced(Exception):
@@ -37,7 +39,7 @@ class NotReplaced(Exception):
 
 
 class Limits(NamedTuple):
-    drain: float  # seconds from when a pod gets no new requests to its deletion
+    drain: float  # seconds from when a pod gets no new requests to its deletion, at most
     wait: float  # seconds for each thing that is waited for
 
 
@@ -81,7 +83,7 @@ class Replacer:
     def _do(self, state: State, step: Step) -> str:
         """What a budget has against it; "" where it was done, or waits for connections to end."""
         pod, now = step.replacement, time.monotonic()
-        if step.action == "delete" and now < self._drains.setdefault(pod.uid, now) + self._limits.drain:
+        if step.action == "delete" and now < self._drains.setdefault(pod.uid, now) + self._drain(_item(state, pod)):
             return ""
         refusal = _act(self._api, _item(state, pod), step)
         if not refusal:
@@ -102,8 +104,13 @@ class Replacer:
                 self._stop(state, f"{waits[what]}, which was waited for {self._limits.wait:g} s")
         time.sleep(BURST)
         now = time.monotonic()
-        ends = [since + self._limits.drain - now for since in self._drains.values()]
+        drains = {item["metadata"]["uid"]: self._drain(item) for item in state["pods"]}
+        ends = [since + drains[uid] - now for uid, since in self._drains.items() if uid in drains]
         self._objects.wait(min([AGAIN, *(end for end in ends if end > 0)]))
+
+    def _drain(self, pod: Object) -> float:
+        """Seconds that it goes on without new requests."""
+        return min(SETTLE, self._limits.drain) if connected(pod) is False else self._limits.drain
 
     def _stop(self, state: State, why: str) -> None:
         """Gives their controllers back the pods whose replacements are not there."""

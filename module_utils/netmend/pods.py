@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Container
 
 from .parse.proc import pod_uid
 
@@ -16,12 +18,17 @@ def network_pid(pod: str, root: Path = Path("/")) -> int:
     namespace, _, name = pod.partition("/")
     # The kubelet names a pod's directory of logs so; those of its predecessors may still be there.
     uids = {path.name.rpartition("_")[2] for path in (root / "var/log/pods").glob(f"{namespace}_{name}_*")}
+    pid = process_of(uids, root)
+    try:
+        return 0 if os.path.samefile(root / f"proc/{pid}/ns/net", root / "proc/self/ns/net") else pid
+    except OSError:
+        raise LookupError(f"no pod {pod} runs on this node") from None
+
+
+def process_of(uids: Container[str], root: Path = Path("/")) -> int:
+    """The first process of a pod with one of these UIDs: in the normal course, its sandbox's. 0 for none."""
     for pid in sorted(int(entry.name) for entry in (root / "proc").iterdir() if entry.name.isdigit()):
-        process = root / f"proc/{pid}"
-        try:
-            if pod_uid((process / "cgroup").read_text()) in uids:
-                own = os.path.samefile(process / "ns/net", root / "proc/self/ns/net")
-                return 0 if own else pid
-        except OSError:
-            continue  # ended meanwhile
-    raise LookupError(f"no pod {pod} runs on this node")
+        with suppress(OSError):  # ended meanwhile
+            if pod_uid((root / f"proc/{pid}/cgroup").read_text()) in uids:
+                return pid
+    return 0

@@ -37,9 +37,8 @@ def traces(lab: Lab) -> dict[str, str]:
 
 def arguments() -> tuple[str, ...]:
     """What a lab's swap and way back are given."""
-    # Each pod that starts takes a machine of the lab seconds: about one at a time on each. Downloads take 20 s.
-    pace = ("-e", "netmend_swap_drain_seconds=25", "-e", "netmend_swap_parallel=3")
-    return ("-e", f"calico_ipip_manifest={upstream.calico('v3.32.1')}", *pace)
+    # Each pod that starts takes a machine of the lab seconds: about one at a time on each.
+    return ("-e", f"calico_ipip_manifest={upstream.calico('v3.32.1')}", "-e", "netmend_swap_parallel=3")
 
 
 def swap(playbooks: Playbooks) -> Outcome:

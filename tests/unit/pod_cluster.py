@@ -103,6 +103,19 @@ class Cluster:
             self.put("pods", pod)
             return 200
 
+    def tell(self, name: str, content: Object) -> int:
+        """A node's patch of a pod's status; conditions are merged by type."""
+        with self.changed:
+            pod = self.named("pods", name)
+            if not pod or content["metadata"]["uid"] != pod["metadata"]["uid"]:
+                return 409 if pod else 404
+            pod = copy.deepcopy(pod)
+            given = content["status"]["conditions"]
+            kept = [each for each in pod["status"]["conditions"] if each["type"] not in {new["type"] for new in given}]
+            pod["status"]["conditions"] = [*kept, *given]
+            self.put("pods", pod)
+            return 200
+
     def delete(self, name: str, uid: str) -> int:
         with self.changed:
             pod = self.named("pods", name)

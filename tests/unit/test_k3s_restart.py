@@ -55,7 +55,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
         monkeypatch.setattr(module, "Api", Api)
         monkeypatch.setattr(module, "k3s_credentials", lambda server="here": server)
-        monkeypatch.setattr(module, "_kubelet_credentials", lambda: "kubelet")
+        monkeypatch.setattr(module, "kubelet_credentials", lambda: "kubelet")
         monkeypatch.setattr(module, "SUBNET_ENV", tmp_path / "none")
         monkeypatch.setattr(module, "POLL", 0.01)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

@@ -1,141 +1,29 @@
-"""netmend_pod_replacement against an API server that has a cluster in memory behind it, and watches as the real one."""
+"""netmend_pod_replacement against an API server that has a cluster in memory behind it."""
 
 from __future__ import annotations
 
 import json
-import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from ansible.module_utils.netmend import mirror, pod_replacement_apply
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
-from ansible.module_utils.netmend.pod_replacement import PATHS
+from ansible.module_utils.netmend.pod_replacement import CONNECTED, PATHS
 from ansible.module_utils.testing import patch_module_args
 
 from tests.unit.loaded import loaded
 from tests.unit.pod_cluster import NEW, Cluster
-
-WHAT = {path: what for what, path in PATHS.items()}
-STATUS = json.dumps({"message": "Cannot evict pod as it would violate the pod's disruption budget."})
+from tests.unit.pod_server import Server
 
 Run = Callable[..., dict[str, Any]]
 
 
-class Server:
-    """Answers for the cluster; ``asked`` has every request that changes something."""
-
-    def __init__(self, cluster: Cluster, tls: Path) -> None:
-        self.cluster = cluster
-        self.asked: list[str] = []
-        self.watches: list[str] = []
-        self.too_old = ""  # how the next watch is told that its version is: "status", "event" or not at all
-        self.open = True
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                url = urlsplit(self.path)
-                query = parse_qs(url.query)
-                if url.path not in WHAT:
-                    self.answer(404)
-                elif "watch" in query:
-                    server.watches.append(url.path)
-                    self.stream(WHAT[url.path], int(query["resourceVersion"][0]))
-                else:
-                    with server.cluster.changed:
-                        items = list(server.cluster.objects[WHAT[url.path]].values())
-                        version = max([0, *(version for version, _, _ in server.cluster.log)])
-                        self.answer(200, json.dumps({"items": items, "metadata": {"resourceVersion": str(version)}}))
-
-            def do_PATCH(self) -> None:
-                assert self.headers["Content-Type"] == "application/merge-patch+json"
-                self.change(server.cluster.patch, self.content())
-
-            def do_DELETE(self) -> None:
-                self.change(server.cluster.delete, self.content()["preconditions"]["uid"])
-
-            def do_POST(self) -> None:
-                content = self.content()
-                assert (content["kind"], self.path.split("/")[-1]) == ("Eviction", "eviction")
-                self.change(server.cluster.evict, content["deleteOptions"]["preconditions"]["uid"])
-
-            def change(self, do: Callable[[str, Any], int], argument: Any) -> None:
-                _, _, _, _, namespace, _, name = self.path.removesuffix("/eviction").split("/")
-                with server.cluster.changed:
-                    server.asked.append(f"{self.command} {namespace}/{name}")
-                    status = do(f"{namespace}/{name}", argument)
-                    server.cluster.settle()
-                self.answer(status, STATUS if status == 429 else "{}")
-
-            def content(self) -> Any:
-                return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-
-            def answer(self, status: int, body: str = "{}") -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body.encode())))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def stream(self, what: str, version: int) -> None:
-                too_old, server.too_old = server.too_old, ""
-                if too_old == "status":
-                    self.answer(410)
-                    return
-                self.send_response(200)
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                if too_old:
-                    self.chunk({"type": "ERROR", "object": {"code": 410}})
-                    return
-                bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
-                self.chunk(bookmark)
-                done = 0
-                while server.open:
-                    with server.cluster.changed:
-                        fresh = server.cluster.log[done:]
-                        if not fresh:
-                            server.cluster.changed.wait(0.1)
-                    for at, of, event in fresh:
-                        if of == what and at > version:
-                            self.chunk(event)
-                    done += len(fresh)
-
-            def chunk(self, event: dict[str, Any]) -> None:
-                line = json.dumps(event).encode() + b"\n"
-                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tls / "server.crt", tls / "server.key")
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
-        self.http.handle_error = lambda *_: None  # type: ignore[method-assign] # clients hang up on their watches
-        self.url = f"https://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.open = False
-        with self.cluster.changed:
-            self.cluster.changed.notify_all()
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
 def server(tls: Path) -> Iterator[Server]:
-    running = Server(Cluster(), tls)
-    yield running
-    running.close()
+    with Server(Cluster(), tls) as running:
+        yield running
 
 
 @pytest.fixture
@@ -217,6 +105,34 @@ def test_a_pod_goes_on_without_new_requests_before_it_is_deleted(
     replace(drain_seconds=30, timeout=10**6)
     assert len(drained) == 3
     assert min(drained.values()) >= 30
+
+
+def test_a_pod_goes_when_its_node_says_that_nobody_is_connected_to_it(
+    replace: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_replacement_apply, "SETTLE", 0.1)
+    busy = next(iter(cluster.state()["pods"]))["metadata"]
+    patch, delete = cluster.patch, cluster.delete
+
+    def say(name: str, uid: str, is_connected: bool) -> None:
+        condition = {"type": CONNECTED, "status": str(is_connected)}
+        cluster.tell(name, {"metadata": {"uid": uid}, "status": {"conditions": [condition]}})
+
+    def patched(name: str, content: Any) -> int:
+        status = patch(name, content)
+        say(name, content["metadata"]["uid"], content["metadata"]["uid"] == busy["uid"])
+        return status
+
+    def deleted(name: str, uid: str) -> int:
+        status = delete(name, uid)
+        if len(cluster.ended) == 2:
+            say(f"default/{busy['name']}", busy["uid"], False)
+        return status
+
+    monkeypatch.setattr(cluster, "patch", patched)
+    monkeypatch.setattr(cluster, "delete", deleted)
+    result = replace(drain_seconds=10**6, timeout=10**6)
+    assert (len(result["replaced"]), cluster.ended[-1]) == (3, f"default/{busy['name']}")
 
 
 def test_check_mode_says_what_would_be_done(replace: Run, cluster: Cluster, server: Server) -> None:

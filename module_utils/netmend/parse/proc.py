@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from typing import Dict, List
+from typing import Dict, List, Tuple, Union
 
 from ..model import BgpConnection, Socket
 
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
 _LISTEN = "0A"  # linux/tcp_states.h
+_CARRIES = {"01", "03", "04", "08", "09", "0B"}  # all but those of which both ends have all that they will get
 _PROCESS = re.compile(r'users:\(\("([^"]*)"')
 # In a cgroup's path: pod<uid> (cgroupfs), or kubepods-besteffort-pod<uid with _>.slice (systemd).
 _POD = re.compile(r"\bkubepods.*[/-]pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
@@ -59,18 +62,36 @@ def sockets(text: str) -> List[Socket]:
 
 def listening(text: str) -> List[str]:
     """From /proc/PID/net/tcp or tcp6: "0.0.0.0:8080", "[::]:8080" of each socket that listens."""
-    rows = (line.split() for line in text.splitlines()[1:])
-    return [_socket_address(row[1]) for row in rows if row[3] == _LISTEN]
+    bound = [_bound(row) for row in _rows(text) if row[3] == _LISTEN]
+    return [f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}" for address, port in bound]
 
 
-def _socket_address(text: str) -> str:
+def incoming(*texts: str) -> int:
+    """From the tables of one network namespace, the same ones: connections to ports that something listens on.
+
+    Without those over loopback, which nobody outside has.
+    """
+    rows = [row for text in texts for row in _rows(text)]
+    served = {_bound(row)[1] for row in rows if row[3] == _LISTEN}
+    bound = [_bound(row) for row in rows if row[3] in _CARRIES]
+    return sum(port in served and not _is_loopback(address) for address, port in bound)
+
+
+def _rows(text: str) -> List[List[str]]:
+    return [line.split() for line in text.splitlines()[1:]]
+
+
+def _bound(row: List[str]) -> Tuple[Address, int]:
     """The kernel writes an address as words of four bytes, each in the machine's order (net/ipv4/tcp_ipv4.c)."""
-    words, _, port = text.partition(":")
+    words, _, port = row[1].partition(":")
     raw = bytes.fromhex(words)
     if sys.byteorder == "little":
         raw = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
-    address = ipaddress.ip_address(raw)
-    return f"[{address}]:{int(port, 16)}" if address.version == 6 else f"{address}:{int(port, 16)}"
+    return ipaddress.ip_address(raw), int(port, 16)
+
+
+def _is_loopback(address: Address) -> bool:
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def bgp(text: str) -> List[BgpConnection]:

@@ -63,6 +63,31 @@ def test_what_listens_in_a_network_namespace() -> None:
     assert proc.listening(TABLE6) == ["[::]:3000", "[::1]:3001"]
 
 
+# 10.42.0.5 listens at 80 and at 3000 of both families, and asks 10.43.0.10:53.
+CONNECTED = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+   1: 05002A0A:0050 6E00000A:C000 01 00000000:00000000 00:00000000 00000000     0        0 2 1 0 20 4 30 10 -1
+   2: 05002A0A:0050 6F00000A:C001 04 00000400:00000000 00:00000000 00000000     0        0 3 1 0 20 4 30 10 -1
+   3: 05002A0A:0050 6F00000A:C002 06 00000000:00000000 03:000017A8 00000000     0        0 0 3 0
+   4: 0100007F:0050 0100007F:C003 01 00000000:00000000 00:00000000 00000000     0        0 4 1 0 20 4 30 10 -1
+   5: 05002A0A:C004 0A002B0A:0035 01 00000000:00000000 00:00000000 00000000     0        0 5 1 0 20 4 30 10 -1
+"""
+CONNECTED6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue
+   0: 00000000000000000000000000000000:0BB8 00000000000000000000000000000000:0000 0A 00000000:00000000
+   1: 0000000000000000FFFF000005002A0A:0BB8 0000000000000000FFFF00006E00000A:C005 01 00000000:00000000
+   2: 0000000000000000FFFF00000100007F:0BB8 0000000000000000FFFF00000100007F:C006 01 00000000:00000000
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the tables were written by a little-endian machine")
+def test_connections_that_others_have_to_a_pod() -> None:
+    assert proc.incoming(CONNECTED) == 2  # one stands, one still sends; not what is over, loopback's and the pod's own
+    assert proc.incoming(CONNECTED, CONNECTED6) == 3
+    assert proc.incoming(TABLE, TABLE6) == 0
+
+
 def test_bgp() -> None:
     text = (
         "ESTAB    0      0      10.0.0.110:179   10.0.0.111:41240\n"

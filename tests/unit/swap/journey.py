@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 STOOD_IN = (
     *("netmend_node_info", "netmend_cluster_info", "netmend_connectivity", "netmend_underlay", "netmend_lease"),
     *("netmend_k3s_restart", "netmend_pod_replacement", "netmend_apply", "netmend_cni_leftovers"),
-    "netmend_iptables_rule",
+    *("netmend_iptables_rule", "netmend_pod_connections"),
 )
 
 

@@ -53,6 +53,8 @@ elif module == "netmend_cni_leftovers":
     answer["changed"] = bool(arguments["commands"])
 elif module == "netmend_lease":
     said = arguments.get("state", "held")
+elif module == "netmend_pod_connections":
+    said = arguments.get("state", "started")
 elif module == "netmend_k3s_restart":
     said = arguments.get("unit") or ""
     answer["changed"] = True
