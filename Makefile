@@ -18,10 +18,11 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 TABLE := reports/faults.json
-FAULT_LABS := default ha calico-bird edge
+FAULT_LABS := default ha calico calico-bird edge
 FAULTS_default := --thorough
 FAULTS_ha := -k "(etcd or servers) and not two_faults"
 FAULTS_calico-bird := --thorough -k "test_faults and not two_faults"
+FAULTS_calico := $(FAULTS_calico-bird)
 FAULTS_edge := $(FAULTS_calico-bird)
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120

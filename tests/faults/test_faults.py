@@ -25,7 +25,12 @@ LAB = machines.recall(os.environ["NETMEND_LAB"]) if "NETMEND_LAB" in os.environ 
 def fits(fault: dict[str, Any]) -> bool:
     """Whether the lab that the tests run in has what the fault needs."""
     kind, servers = (LAB.kind, len(LAB.servers)) if LAB else ("default", 1)
-    return fault.get("lab", "default") == kind and fault.get("servers", 1) <= servers
+    return kind in fault.get("labs", ["default"]) and fault.get("servers", 1) <= servers
+
+
+def label(name: str) -> str:
+    """What the table calls a fault that is put in here."""
+    return f"{name} ({LAB.kind})" if LAB and len(FAULTS[name].get("labs", [])) > 1 else name
 
 
 FAULTS = {name: fault for name, fault in spec.faults().items() if fits(fault)}
@@ -49,7 +54,7 @@ def fault(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fault, in and seen to hold; afterwards it is out, and so is what the repair brought."""
     name = request.param
-    rows[name] = None
+    rows[label(name)] = None
     with ExitStack() as stack:
         # One that does not take hold is taken out, too: the next one is to meet a healthy cluster.
         stack.callback(cluster.take_out, lab, name)
@@ -65,7 +70,7 @@ def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Row
     """What became of it by the one command that a user runs."""
     name, entry = fault
     run = playbooks.run("fix_network.yml")
-    rows[name] = table.row([] if entry.get("healthy") else NAMED[name], run)
+    rows[label(name)] = table.row([] if entry.get("healthy") else NAMED[name], run)
     return run
 
 

@@ -45,8 +45,8 @@ def test_of_few_pairs_all_are_chosen():
 @pytest.fixture
 def by_lab():
     """The faults of each lab."""
-    labs = {fault.get("lab", "default") for fault in spec.faults().values()}
-    return [{n: f for n, f in spec.faults().items() if f.get("lab", "default") == lab} for lab in labs]
+    labs = {lab for fault in spec.faults().values() for lab in fault.get("labs", ["default"])}
+    return [{n: f for n, f in spec.faults().items() if lab in f.get("labs", ["default"])} for lab in labs]
 
 
 def test_faults_that_are_in_together_have_different_names(by_lab):
