@@ -150,14 +150,18 @@ def change(lab: Lab, words: Sequence[str]) -> None:
     one = [balancer for balancer in lab.balancers if balancer.name == last]
     for balancer in one or lab.balancers:
         services = declared(lab, balancer, state)["services"]
-        _serve(lab, balancer, changed(services, what if one else words))
-    seed.write_inventory(lab, state, variables(lab, state))
+        configure(lab, balancer, changed(services, what if one else words))
 
 
 def reset(lab: Lab) -> None:
     """Set all balancers to what they were at first."""
     for balancer in lab.balancers:
-        _serve(lab, balancer, SERVICES)
+        configure(lab, balancer, SERVICES)
+
+
+def configure(lab: Lab, balancer: Balancer, services: Sequence[dict[str, Any]]) -> None:
+    """Set a balancer to services as netmend_balancers has them, and say so in the inventory."""
+    _serve(lab, balancer, services)
     state = machines.state(lab.name)
     seed.write_inventory(lab, state, variables(lab, state))
 

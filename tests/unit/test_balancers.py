@@ -11,8 +11,8 @@ from ansible.module_utils.netmend import balancers, hetzner
 from ansible.module_utils.netmend.parse.cluster import ingress_nginx
 from ansible.module_utils.netmend.parse.iptables import parse_rule
 
+from tests.hetzner import ADDRESSES, AGENTS, HTTP, HTTPS, service, with_ingress
 from tests.unit.diagnose.conftest import Bench
-from tests.unit.hetzner import ADDRESSES, AGENTS, HTTP, HTTPS, service, with_ingress
 
 PUBLIC = {"agent0": "198.51.100.2", "agent1": "198.51.100.3", "server0": "198.51.100.1"}
 APP = 30080  # NodePort of another Service

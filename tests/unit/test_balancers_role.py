@@ -10,7 +10,7 @@ from typing import Any, Iterator
 
 import pytest
 
-from tests.unit.hetzner import READ_ONLY, TOKEN, Hetzner, set_health, with_ingress
+from tests.hetzner import READ_ONLY, TOKEN, Hetzner, set_health, with_ingress
 from tests.unit.standins import Project
 
 REPAIR = ("-e", "balancers_repair=true")
