@@ -13,13 +13,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 from . import declared
 from .declared import Field, Reader, each, fields
 from .model import CONTROLLER, Balancer, BalancerService, ClusterFacts, Controller, NodeFacts, Pod, Probe, Service
+from .parse.cluster import CONTROLLERS, INGRESS_NGINX, ingress_controller
 from .plan import TIMEOUT, answers_on
 
 PATIENCE = 20.0  # seconds; an ingress gives up connecting after 15 (three tries of 5), and says so
-INGRESS_NGINX = "k8s.io/ingress-nginx"
-# An IngressClass's controller -> the label app.kubernetes.io/name of its pods.
-CONTROLLERS = {INGRESS_NGINX: "ingress-nginx", "traefik.io/ingress-controller": "traefik"}
-NAME_LABEL, COMPONENT_LABEL = "app.kubernetes.io/name", "app.kubernetes.io/component"
 SCHEMES = {80: "http", 443: "https", "http": "http", "https": "https", "web": "http", "websecure": "https"}
 
 _REQUESTS = 10  # by a balancer: some of them meet each node
@@ -151,7 +148,7 @@ class Edge:
         self._pods = {_name(pod): pod for pod in cluster["pods"]}
         self._classes = {one["name"]: one["controller"] for one in cluster["ingress_classes"]}
         self._default = next((one["controller"] for one in cluster["ingress_classes"] if one["default"]), "")
-        self.controllers = [pod for pod in cluster["pods"] if pod["ready"] and controller_of(pod)]
+        self.controllers = [pod for pod in cluster["pods"] if pod["ready"] and ingress_controller(pod)]
         self.sites = list(self._sites())
         self.doors = list(dict.fromkeys([*self._host_doors(), *self._node_port_doors()]))
 
@@ -257,10 +254,12 @@ class Edge:
                 number, scheme = host_port(pod, port), _scheme(port)
                 if number and scheme and pod["node"] in self._nodes:
                     served = any(_serves(service, pod, port["port"]) for service in self.cluster["services"])
-                    yield Door(pod["node"], self._nodes[pod["node"]], number, scheme, "", served, controller_of(pod))
+                    yield Door(
+                        pod["node"], self._nodes[pod["node"]], number, scheme, "", served, ingress_controller(pod)
+                    )
 
     def _node_port_doors(self) -> Iterator[Door]:
-        behind = {_name(pod): controller_of(pod) for pod in self.controllers}
+        behind = {_name(pod): ingress_controller(pod) for pod in self.controllers}
         for service in self.cluster["services"]:
             controller = next((behind[end["pod"]] for end in service["endpoints"] if end["pod"] in behind), "")
             for port in service["ports"] if controller else []:
@@ -287,14 +286,6 @@ def host_port(pod: Pod, port: Mapping[str, Any]) -> int:
 def _scheme(port: Mapping[str, Any]) -> str:
     """What an ingress controller speaks at a port of its own, or of its Service; "" where that is not known."""
     return SCHEMES.get(port["name"]) or SCHEMES.get(port["port"], "")
-
-
-def controller_of(pod: Pod) -> str:
-    """The controller, as an IngressClass names it, that the pod belongs to; "" for none."""
-    labels = pod["labels"]
-    named = {label: controller for controller, label in CONTROLLERS.items()}
-    is_one = labels.get(COMPONENT_LABEL, "controller") == "controller"
-    return named.get(labels.get(NAME_LABEL, ""), "") if is_one else ""
 
 
 def services_of(balancer: Balancer) -> List[BalancerService]:
@@ -337,7 +328,7 @@ def plan_controllers(nodes: Mapping[str, NodeFacts], cluster: ClusterFacts) -> D
     """Node -> the pods of ingress-nginx there, which are to be asked what they say themselves."""
     asked: Dict[str, List[Controller]] = {}
     for pod in cluster["pods"]:
-        if not pod["ready"] or controller_of(pod) != INGRESS_NGINX or pod["node"] not in nodes:
+        if not pod["ready"] or ingress_controller(pod) != INGRESS_NGINX or pod["node"] not in nodes:
             continue
         pids = {each["uid"]: each["pid"] for each in nodes[pod["node"]]["pods"]}
         if pod["host_network"] or pod["uid"] in pids:

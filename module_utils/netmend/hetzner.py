@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from .edge import SCHEMES, host_port
-from .model import Balancer, BalancerService, BalancerTarget, ClusterFacts, HealthCheck, NodeFacts, Service
-from .parse.cluster import is_ingress_nginx
+from .model import Balancer, BalancerService, BalancerTarget, ClusterFacts, HealthCheck, NodeFacts, Pod, Service
+from .parse.cluster import INGRESS_NGINX, ingress_controller
 from .plan import answers_on
 
 Object = Dict[str, Any]
@@ -153,7 +153,7 @@ class View:
         self.servers = {server["name"]: server for server in project.servers}
         self.node_of = _nodes_of(project.servers, cluster)
         self.entrances = list(_entrances(cluster))
-        self.ingress_nodes = {pod["node"] for pod in cluster["pods"] if pod["ready"] and is_ingress_nginx(pod)}
+        self.ingress_nodes = {pod["node"] for pod in _ingress_nginx(cluster) if pod["ready"]}
         self.proxy_protocol: Optional[bool] = cluster["ingress_nginx"].get("proxy_protocol")
         self._selected = project.selected
 
@@ -216,8 +216,12 @@ def _private(server: Object) -> List[str]:
     return [network["ip"] for network in server.get("private_networks_info", [])]
 
 
+def _ingress_nginx(cluster: ClusterFacts) -> List[Pod]:
+    return [pod for pod in cluster["pods"] if ingress_controller(pod) == INGRESS_NGINX]
+
+
 def _entrances(cluster: ClusterFacts) -> Iterator[Entrance]:
-    ingress = {f"{pod['namespace']}/{pod['name']}" for pod in cluster["pods"] if is_ingress_nginx(pod)}
+    ingress = {f"{pod['namespace']}/{pod['name']}" for pod in _ingress_nginx(cluster)}
     for service in cluster["services"]:
         is_ingress = any(end["pod"] in ingress for end in service["endpoints"])
         for port in service["ports"]:

@@ -349,7 +349,7 @@ def with_config(cluster: ClusterFacts, nodes: Mapping[str, NodeFacts]) -> Cluste
 
 def _ingress_nginx(api: Api, pods: List[Pod]) -> Dict[str, Any]:
     """Its settings stand in a ConfigMap in its own namespace; {} where it does not run."""
-    namespaces = {pod["namespace"] for pod in pods if parse.is_ingress_nginx(pod)}
+    namespaces = {pod["namespace"] for pod in pods if parse.ingress_controller(pod) == parse.INGRESS_NGINX}
     listed = [api.items(f"/api/v1/namespaces/{namespace}/configmaps") or [] for namespace in sorted(namespaces)]
     return parse.ingress_nginx(item for items in listed for item in items) if namespaces else {}
 

@@ -7,8 +7,9 @@ import json
 from collections import Counter
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Set, Tuple
 
-from ..edge import CONTROLLERS, INGRESS_NGINX, NAME_LABEL, Site, host_port
+from ..edge import Site, host_port
 from ..model import Chain, ControllerSaid, Pod, Remedy, Ruleset
+from ..parse.cluster import CONTROLLERS, INGRESS_NGINX, NAME_LABEL
 from ..walk import Packet, Place, walk
 from .case import DROPPED, KUBE_CHAIN, Case, ids
 from .edge_view import NAMED, NO_FREE_PORTS, counts, logged, probes_of, requests, through_balancers

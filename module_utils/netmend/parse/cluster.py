@@ -12,6 +12,11 @@ from .k3s import redact
 
 Object = Dict[str, Any]
 
+INGRESS_NGINX = "k8s.io/ingress-nginx"
+# An IngressClass's controller -> the label app.kubernetes.io/name of its pods.
+CONTROLLERS = {INGRESS_NGINX: "ingress-nginx", "traefik.io/ingress-controller": "traefik"}
+NAME_LABEL = "app.kubernetes.io/name"
+
 _ANNOTATIONS = ("flannel.alpha.coreos.com/", "projectcalico.org/", "k3s.io/")
 # Command lines and environments of K3s: long, and not of the network.
 _LEFT_OUT = ("k3s.io/node-args", "k3s.io/node-env", "k3s.io/node-config-hash")
@@ -175,11 +180,15 @@ def calico_node(daemonsets: Iterable[Object]) -> Dict[str, Any]:
     return {}
 
 
-def is_ingress_nginx(pod: Pod) -> bool:
-    """By the label that its chart and its manifests give it; its admission webhook's jobs open no such port."""
-    return pod["labels"].get("app.kubernetes.io/name") == "ingress-nginx" and any(
-        port["port"] in (80, 443) for port in pod["ports"]
-    )
+def ingress_controller(pod: Pod) -> str:
+    """The controller, as an IngressClass names it, that the pod belongs to; "" for none.
+
+    By the labels that its chart and its manifests give it; its admission webhook's jobs are another component.
+    """
+    labels = pod["labels"]
+    named = {label: controller for controller, label in CONTROLLERS.items()}
+    is_one = labels.get("app.kubernetes.io/component", "controller") == "controller"
+    return named.get(labels.get(NAME_LABEL, ""), "") if is_one else ""
 
 
 def ingress_nginx(settings: Iterable[Object]) -> Dict[str, Any]:
