@@ -52,11 +52,11 @@ def judged(asked: dict[str, Any], facts: Any = None, seen: dict[str, Any] | None
     read = checklist.read(asked)
     assert read
     facts, nodes = facts or cluster(), {name: {} for name in "abc"}
-    probes = checklist.probes(read, nodes, facts)  # type: ignore[arg-type]
+    probes = checklist.probes(read, nodes, facts)  # type: ignore[arg-type]  # a plain dict for a TypedDict
     observations: Any = [
         {"id": p["id"], "outcome": "ok", "detail": "", **(seen or {}).get(p["id"], {})} for p in probes
     ]
-    points = checklist.points(read, nodes, facts, list("abc"), observations)  # type: ignore[arg-type]
+    points = checklist.points(read, nodes, facts, list("abc"), observations)  # type: ignore[arg-type]  # a plain dict for a TypedDict
     return {point["name"]: (point["met"], point["seen"]) for point in points}
 
 
@@ -77,7 +77,7 @@ def test_the_documented_checklist() -> None:
     assert read
     assert read["nodes"] == 8
     assert set(read) == set(given)
-    assert [problem(probe) for probe in checklist.probes(read, {name: {} for name in "abc"}, cluster())] == [""] * 66  # type: ignore[arg-type]
+    assert [problem(probe) for probe in checklist.probes(read, {name: {} for name in "abc"}, cluster())] == [""] * 66  # type: ignore[arg-type]  # a plain dict for a TypedDict
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ HEALTHZ_POINT = "NodePort 30080: 200 from /healthz on every node"
 def test_every_node_is_asked_by_another_one() -> None:
     read = checklist.read(HEALTHZ)
     assert read
-    probes = checklist.probes(read, {name: {} for name in "abc"}, cluster())  # type: ignore[arg-type]
+    probes = checklist.probes(read, {name: {} for name in "abc"}, cluster())  # type: ignore[arg-type]  # a plain dict for a TypedDict
     assert [probe["id"] for probe in probes] == [f"{way} http/30080/healthz" for way in ("b>a", "c>b", "a>c")]
     assert {probe["status"] for probe in probes} == {200}
-    alone = checklist.probes(read, {"a": {}}, cluster(nodes=cluster()["nodes"][:1]))  # type: ignore[dict-item]
+    alone = checklist.probes(read, {"a": {}}, cluster(nodes=cluster()["nodes"][:1]))  # type: ignore[dict-item]  # a plain dict for a TypedDict
     assert [probe["id"] for probe in alone] == ["a>a http/30080/healthz"]
 
 

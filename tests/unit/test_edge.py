@@ -59,7 +59,7 @@ def cluster(**more: Any) -> ClusterFacts:
         "namespace": "shop", "name": "shop", "class": "nginx", "tls": [], "protocol": "HTTP", "addresses": [],
         "paths": [{"host": "shop.example", "path": "/", "service": "shop", "port": "web"}],
     }  # fmt: skip
-    return {  # type: ignore[return-value]
+    return {  # type: ignore[return-value]  # a plain dict for a TypedDict
         "nodes": [{"name": name, "internal_ip": address} for name, address in NODES.items()],
         "pods": [*controllers, *pods], "services": [shop, ingress_service], "ingresses": [ingress],
         "ingress_classes": [{"name": "nginx", "controller": "k8s.io/ingress-nginx", "default": False}],
@@ -69,7 +69,7 @@ def cluster(**more: Any) -> ClusterFacts:
 
 def node_facts(facts: ClusterFacts) -> dict[str, NodeFacts]:
     inside = [each for each in facts["pods"] if not each["host_network"]]
-    return {  # type: ignore[return-value]
+    return {  # type: ignore[return-value]  # a plain dict for a TypedDict
         name: {"pods": [{"uid": each["uid"], "pid": 7} for each in inside if each["node"] == name]} for name in NODES
     }
 
@@ -140,7 +140,7 @@ def test_a_pod_that_is_not_ready_is_asked_as_its_kubelet_does_and_nothing_is_exp
     facts["pods"][2]["ready"] = facts["services"][0]["endpoints"][0]["ready"] = False
     facts["pods"][2]["readiness"] = {"path": "/never", "port": 9, "scheme": "HTTPS"}
     first = planned("edge-self", facts)[0]
-    assert [first[key] for key in ("protocol", "port", "path", "expect")] == ["https", 9, "/never", "any"]  # type: ignore[literal-required]
+    assert [first[key] for key in ("protocol", "port", "path", "expect")] == ["https", 9, "/never", "any"]  # type: ignore[literal-required]  # a plain dict for a TypedDict
 
 
 def test_a_site_that_no_controller_claims_is_asked_for_at_all_of_them() -> None:
@@ -172,7 +172,7 @@ def test_a_balancer_of_which_nothing_more_is_known_is_asked_at_the_webs_ports() 
 
 def test_what_two_services_of_a_balancer_check_alike_is_asked_once() -> None:
     service = {**BALANCER["services"][0], "listen_port": 80, "destination_port": 31695}
-    both: Balancer = {**BALANCER, "services": [BALANCER["services"][0], service]}  # type: ignore[list-item]
+    both: Balancer = {**BALANCER, "services": [BALANCER["services"][0], service]}  # type: ignore[list-item]  # a plain dict for a TypedDict
     assert len(planned("edge-health", cluster(), both)) == 1
 
 

@@ -108,7 +108,7 @@ def test_the_services_lead_to_the_companion_alone_before_any_pod_ends(move: Run,
         seen.append((service(cluster)["selector"], cluster.now))
         end(pod)
 
-    cluster._end = ends  # type: ignore[method-assign]
+    cluster._end = ends  # type: ignore[method-assign]  # the test's own in its place
     move(WEB, drain_seconds=40)
     assert [selector for selector, _ in seen] == [{"app": "web", "netmend/host-network": "true"}] * 2
     assert min(when for _, when in seen) >= 40

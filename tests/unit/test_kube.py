@@ -350,7 +350,7 @@ def networks(facts: ClusterFacts) -> tuple[str, str, str]:
 
 def bare(pod_cidrs: list[str], cluster_ip: str) -> ClusterFacts:
     service = {"namespace": "default", "name": "kubernetes", "cluster_ip": cluster_ip}
-    return {"nodes": [{"pod_cidr": cidr} for cidr in pod_cidrs], "services": [service], "errors": []}  # type: ignore
+    return {"nodes": [{"pod_cidr": cidr} for cidr in pod_cidrs], "services": [service], "errors": []}  # type: ignore  # a plain dict for a TypedDict
 
 
 def server(**config: Any) -> Any:
@@ -360,7 +360,7 @@ def server(**config: Any) -> Any:
 def test_networks_are_the_servers_word() -> None:
     cluster = bare(["10.233.1.0/24"], "10.110.0.1")
     config = {"cluster_cidr": ["10.233.0.0/16", "2001:db8::/56"], "service_cidr": ["10.110.0.0/16"]}
-    facts = kube.with_config(cluster, {"a": server(**config), "b": {"k3s": {"role": "agent", "config": {}}}})  # type: ignore
+    facts = kube.with_config(cluster, {"a": server(**config), "b": {"k3s": {"role": "agent", "config": {}}}})  # type: ignore  # a plain dict for a TypedDict
     assert networks(facts) == ("10.233.0.0/16", "10.110.0.0/16", "10.110.0.10")
     assert facts["errors"] == []
     assert kube.with_config(facts, {"a": server(**config)}) == facts

@@ -179,7 +179,7 @@ def test_gitlab(job: str, code: int, project: Project, tmp_path: Path) -> None:
 def unit(name: str) -> ConfigParser:
     """A unit file; of settings that come several times the last one."""
     parser = ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # as configparser's documentation does it
     parser.read_string((EXAMPLES / "systemd" / name).read_text())
     return parser
 

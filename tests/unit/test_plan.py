@@ -42,13 +42,13 @@ def cluster(pods: list[Pod], services: list[Service], **more: Any) -> ClusterFac
         for name, address in ADDRESSES.items()
     ]
     facts = {"nodes": nodes, "pods": pods, "services": services, "network_policies": [], "dns_ip": "10.43.0.10"}
-    return {**facts, **more}  # type: ignore[return-value, typeddict-item]
+    return {**facts, **more}  # type: ignore[return-value, typeddict-item]  # a plain dict for a TypedDict
 
 
 def node(name: str, *pods: Pod, **more: Any) -> NodeFacts:
     processes = [{"uid": pod["uid"], "pid": 100 + number, "netns": 1} for number, pod in enumerate(pods)]
     facts = {"name": name, "pods": processes, "interfaces": [], "sockets": [], "k3s": {"config": {}}}
-    return {**facts, **more}  # type: ignore[return-value, typeddict-item]
+    return {**facts, **more}  # type: ignore[return-value, typeddict-item]  # a plain dict for a TypedDict
 
 
 API = service("kubernetes", "10.43.0.1", 443, namespace="default")
@@ -285,7 +285,7 @@ def test_summary() -> None:
         for probe in probes
         if probe["source_node"] != SERVER
     ]
-    matrix = summarise(probes, {"any": {"node": "any", "observations": outcomes, "moved": []}})  # type: ignore[typeddict-item]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": outcomes, "moved": []}})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     row = matrix["rows"]["node-nodeport"]
     assert (matrix["ok"], matrix["total"], row["ok"], row["total"]) == (4, 9, 4, 9)
     assert [(check["to"], check["address"], check["port"]) for check in row["checks"]] == [
@@ -302,7 +302,7 @@ def test_summary_says_what_was_asked_of_whom_and_what_came_back() -> None:
         {"id": probe["id"], "outcome": "ok", **({"mtu": 1450} if probe["protocol"] == "mtu" else {"rtt_ms": 0.12345})}
         for probe in probes
     ]
-    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     assert (matrix["ok"], matrix["total"]) == (len(probes), len(probes))
     assert matrix["outcomes"] == [
         {"outcome": "ok", "detail": "", "met": True},
@@ -324,7 +324,7 @@ def test_summary_has_the_loss_of_each_check_and_its_bounds() -> None:
     observations: Any = [{"id": probe["id"], "outcome": "ok", "attempts": 20, "failed": 0} for probe in probes]
     observations[-1].update(outcome="timeout", failed=4)
     observations[0].update(outcome="timeout", failed=20)  # that is no loss, but an outage
-    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     row = matrix["rows"]["pod-pod"]
     (loss,) = row["losses"]
     check = row["checks"][loss["check"]]
@@ -337,7 +337,7 @@ def test_summary_keeps_probes_apart_that_ask_alike() -> None:
     probe = {"row": "", "source_node": AGENT1, "protocol": "icmp", "address": "10.0.0.1"}
     probes: Any = [{**probe, "id": "one"}, {**probe, "id": "two"}]
     observations = [{"id": "one", "outcome": "ok"}, {"id": "two", "outcome": "timeout"}]
-    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]
+    matrix = summarise(probes, {"any": {"node": "any", "observations": observations, "moved": []}})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     assert seen(matrix, "", AGENT1) == ["ok", "timeout"]
     assert (matrix["ok"], matrix["total"]) == (1, 2)
 

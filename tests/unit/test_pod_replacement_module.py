@@ -185,7 +185,7 @@ def test_a_budget_is_waited_for(replace: Run, server: Server) -> None:
     cluster.addresses = NEW
     answers = [429, 429]
     evict = cluster.evict
-    cluster.evict = lambda name, uid: answers.pop() if answers else evict(name, uid)  # type: ignore[method-assign]
+    cluster.evict = lambda name, uid: answers.pop() if answers else evict(name, uid)  # type: ignore[method-assign]  # the test's own in its place
     result = replace()
     assert [each["pod"] for each in result["replaced"]] == ["default/db-1", "default/db-0"]
     assert answers == []

@@ -131,7 +131,7 @@ def until(stopped: threading.Event, sock: socket.socket, serve: Callable[[socket
 
 def observe(client: int, protocol: str, port: int = 0, **more: Any) -> Observation:
     probe: Probe = {"id": "it", "protocol": protocol, "address": SERVER_IP, "port": port, "source_pid": client}
-    probe.update({"timeout": 2.0, **more})  # type: ignore[typeddict-item]
+    probe.update({"timeout": 2.0, **more})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     assert problem(probe) == ""
     (observation,) = run_probes([probe])
     assert observation["id"] == "it"
@@ -658,7 +658,7 @@ def every(count: int, port: int) -> Iterator[None]:
 def beside_others(client: int, protocol: str, port: int, rounds: int = 1, **more: Any) -> Observation:
     """What a probe sees of which a node has others, that pass."""
     probe: Probe = {"id": "it", "protocol": protocol, "address": SERVER_IP, "port": port, "source_pid": client}
-    probe.update({"timeout": 0.3, **more})  # type: ignore[typeddict-item]
+    probe.update({"timeout": 0.3, **more})  # type: ignore[typeddict-item]  # a plain dict for a TypedDict
     others: list[Probe] = [
         {"id": f"ping {number}", "protocol": "icmp", "address": SERVER_IP, "source_pid": client} for number in range(2)
     ]

@@ -94,10 +94,10 @@ def test_a_rollout_has_time_as_long_as_it_goes_on(cluster: Cluster, lacking: lis
 
     limits = rollout_apply.Limits(300, 20, 0)
     if not ends:
-        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]
+        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]  # a stand-in for the API
         return
     with pytest.raises(rollout_apply.NotUp, match=ends):
-        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]
+        rollout_apply.wait_until(cluster, "shop", lacks, limits)  # type: ignore[arg-type]  # a stand-in for the API
     assert cluster.now < 600
 
 
@@ -186,7 +186,7 @@ def test_an_ingress_is_asked_where_a_controller_has_given_it_an_address(roll_out
     assert "its Ingress does not answer: no controller has given it an address" in failed["msg"]
     served = {"status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}}}
     put = cluster.put
-    cluster.put = lambda place, item: put(place, {**item, **(served if place == INGRESS else {})})  # type: ignore[method-assign]
+    cluster.put = lambda place, item: put(place, {**item, **(served if place == INGRESS else {})})  # type: ignore[method-assign]  # the test's own in its place
     assert roll_out(hosted)["applications"][0]["objects"][-1] == "Ingress shop/web"
 
 

@@ -94,7 +94,7 @@ class Taking:
         with self.process.stdout as output:
             found = json.load(output)
         assert self.process.wait(timeout=30) == 0
-        return found  # type: ignore[no-any-return]
+        return found  # type: ignore[no-any-return]  # JSON is of any type
 
 
 def order(namespace: str, start: float, run: str = "run") -> dict[str, Any]:

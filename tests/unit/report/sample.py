@@ -91,7 +91,7 @@ def measured(
 ) -> Any:
     """A judgement; ``fails`` says what a probe's outcome is, "" for ok, ``lost`` how many of 20 attempts are lost."""
     nodes, cluster = facts(count)
-    probes = plan.plan_matrix(nodes, cluster)  # type: ignore[arg-type]
+    probes = plan.plan_matrix(nodes, cluster)  # type: ignore[arg-type]  # a plain dict for a TypedDict
     figures = random.Random(seed)
     results: dict[str, Any] = {name: {"node": name, "observations": [], "moved": []} for name in nodes}
     for probe in probes:
@@ -169,8 +169,8 @@ MARKS = [
 def whole(now: Any, before: Any, count: int, changes: Iterable[Any] = (), **more: Any) -> Any:
     _, cluster = facts(count)
     marks = [{"phase": phase, "at": at} for phase, at in MARKS]
-    nodes = members(cluster, names(count), names(count))  # type: ignore[arg-type]
-    return report(now, before, list(changes), nodes, marks, time=TIME, version="v1.36.3+k3s1", **more)  # type: ignore[arg-type]
+    nodes = members(cluster, names(count), names(count))  # type: ignore[arg-type]  # a plain dict for a TypedDict
+    return report(now, before, list(changes), nodes, marks, time=TIME, version="v1.36.3+k3s1", **more)  # type: ignore[arg-type]  # a plain dict for a TypedDict
 
 
 POINTS: Any = [

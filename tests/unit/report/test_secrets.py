@@ -116,7 +116,7 @@ def planted(captured: Path, root: Path) -> Machine:
 def run(request: pytest.FixtureRequest, fixtures: Path, tmp_path: Path) -> Any:
     """A run on machines and a cluster that are full of secrets, in which the overlay fails and one name is refused."""
     captured = fixtures / "k3s-1.36.3" / request.param
-    cluster = kube.gather_cluster(Api(captured / "server0"))  # type: ignore[arg-type]
+    cluster = kube.gather_cluster(Api(captured / "server0"))  # type: ignore[arg-type]  # a stand-in for the API
     nodes: dict[str, Any] = {}
     for name in NODES:
         machine = planted(captured / name, tmp_path / name)

@@ -47,7 +47,7 @@ class Captured:
     def __init__(self, directory: Path, root: Path, reports: Callable[[dict[str, str]], dict[str, Any]]) -> None:
         self._reports = reports
         self.nodes: dict[str, Any] = {name: _facts(directory / name, root / name) for name in NODES}
-        cluster = kube.gather_cluster(Api(directory / "server0"))  # type: ignore[arg-type]
+        cluster = kube.gather_cluster(Api(directory / "server0"))  # type: ignore[arg-type]  # a stand-in for the API
         self.cluster: Any = kube.with_config(cluster, self.nodes)
         self.underlay: Any = None
         self.reports: dict[str, Any] = {}
