@@ -68,17 +68,16 @@ class Teller:
                 self._say(pod, count)
 
     def _count(self, uid: str) -> Optional[int]:
-        """Connections to it; None where no process of it runs."""
-        for pid in (self._processes.get(uid), process_of([uid], self._root)):
-            tables = [self._root / f"proc/{pid}/net/{name}" for name in ("tcp", "tcp6")]
-            try:
-                count = incoming(*(table.read_text() for table in tables if table.exists()))
-            except OSError:
-                continue  # ended meanwhile
-            if pid and tables[0].exists():
-                self._processes[uid] = pid
-                return count
-        return None
+        """Connections to it; None where no process of it is found, which is looked for again the next time."""
+        pid = self._processes.pop(uid, 0) or process_of([uid], self._root)
+        tables = [self._root / f"proc/{pid}/net/{name}" for name in ("tcp", "tcp6")]
+        try:
+            texts = [table.read_text() for table in tables if table.exists()]
+        except OSError:  # it ended meanwhile
+            return None
+        if texts:
+            self._processes[uid] = pid
+        return incoming(*texts) if texts else None
 
     def _say(self, pod: Object, count: int) -> None:
         condition = {

@@ -97,6 +97,7 @@ def test_a_pod_whose_first_process_ends_is_found_by_another(
     (root / "proc/40/net/tcp").write_text(HEADER + LISTENS + CONNECTED)
     (root / "proc/40").rename(root / "proc/50")
     teller.tell()
+    teller.tell()
     assert told(cluster) == [True, False, None, None]
 
 
