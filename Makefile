@@ -76,7 +76,7 @@ lab-test: .venv ## Run the tests of the lab, the Molecule scenarios and the faul
 test-swap: .venv ## Swap Flannel for Calico and back on a lab while clients ask
 	$(call swap_on,swap)
 
-test-swap-ha: .venv ## Do the same with three servers
+test-swap-ha: .venv ## Do the same with three servers, beside UFW
 	$(call swap_on,swap-ha)
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
