@@ -12,6 +12,9 @@ from typing import Any, Callable, Iterator
 import pytest
 from ansible.module_utils.netmend.underlay_packets import DF, KINDS, ROUNDS, ROUTED
 
+from tests.unit.pod_cluster import Cluster
+from tests.unit.pod_server import Server
+
 ROOT = Path(__file__).parents[2]
 CORE = "import ansible.module_utils; ansible.module_utils.__path__.append('module_utils')\n"
 
@@ -65,6 +68,13 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     certificate("server")
     certificate("expired", days="-1")
     return place
+
+
+@pytest.fixture
+def server(tls: Path) -> Iterator[Server]:
+    """An API server with an empty cluster behind it."""
+    with Server(Cluster(), tls) as running:
+        yield running
 
 
 @pytest.fixture

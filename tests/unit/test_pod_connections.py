@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +19,6 @@ HEADER = "  sl  local_address rem_address   st\n"
 LISTENS = "   0: 00000000:0050 00000000:0000 0A\n"
 CONNECTED = "   1: 05002A0A:0050 6E00000A:C000 01\n"
 UID = "b129d998-febc-4b7c-b78d-9e6656ffaa2{}"
-
-
-@pytest.fixture
-def server(tls: Path) -> Iterator[Server]:
-    with Server(Cluster(), tls) as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,12 +17,6 @@ from tests.unit.pod_cluster import NEW, Cluster
 from tests.unit.pod_server import Server
 
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def server(tls: Path) -> Iterator[Server]:
-    with Server(Cluster(), tls) as running:
-        yield running
 
 
 @pytest.fixture
