@@ -11,6 +11,7 @@ from ..loss import Tally
 from ..model import (
     ControllerSaid,
     Interface,
+    Moved,
     Node,
     NodeFacts,
     Observation,
@@ -154,12 +155,16 @@ class Case:
 
     def counted(self, node: str, backend: str, table: str, chain: str, number: int) -> int:
         """How many packets a rule took while the node was probing."""
-        result = self.run["results"].get(node)
         return sum(
             moved["packets"]
-            for moved in (result["moved"] if result else [])
+            for moved in self.moved(node)
             if (moved["backend"], moved["table"], moved["chain"], moved["index"]) == (backend, table, chain, number)
         )
+
+    def moved(self, node: str) -> List[Moved]:
+        """The rules that dropped or rejected something while the node was probing."""
+        result = self.run["results"].get(node)
+        return result["moved"] if result else []
 
     def rose(self, node: str, counter: str) -> int:
         """How much more a counter of the kernel's lost packets was after the node had probed."""

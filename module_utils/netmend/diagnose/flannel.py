@@ -6,12 +6,13 @@ import ipaddress
 import json
 from typing import FrozenSet, Iterator, List, Set
 
-from ..model import Probe, Remedy
+from ..model import Moved, Probe, Remedy
 from .case import BLOCKED, DROPPED, Case, ids
 from .path import Paths
 from .registry import FABRIC, KERNEL, Suspicion, fault
 
 ANNOTATION = "flannel.alpha.coreos.com/"
+CHECKSUMS = "Udp.InCsumErrors"
 # RFC 1918 and RFC 6598.
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
 
@@ -77,6 +78,8 @@ def stale_vxlan_peer(case: Case, paths: Paths) -> Iterator[Suspicion]:
 def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """The receiving kernel drops such packets and counts them (UdpInCsumErrors, Linux net/ipv4/udp.c).
 
+    Before, connection tracking takes them for invalid (net/netfilter/nf_conntrack_proto_udp.c), and where a rule drops
+    what is invalid, as UFW's do, that rule counts them.
     Known from checksum offload on flannel.1 (flannel-io/flannel#1279, kubernetes/kubernetes#88986). The receiver cannot
     tell a sender's offload from a network that damages packets.
     """
@@ -91,7 +94,7 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
         yield Suspicion(
             where=node,
             evidence=[
-                f"{node}: UdpInCsumErrors rose by {risen} while probing. Probes to pods that fail between there and "
+                f"{node}: {_counted(case, node)} while probing. Probes to pods that fail between there and "
                 f"{', '.join(senders)}: {len(explained)}; {case.tally(case.pings(node))} node pings, which VXLAN does "
                 "not carry, came out as expected."
             ],
@@ -99,11 +102,11 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 role="",
                 nodes=senders,
                 command=f"ethtool -K {device} tx-checksum-ip-generic off",
-                text=f"Turn checksum offload of {device} off on the sending nodes. If UdpInCsumErrors of the receivers "
-                "then stands still, keep it off by a udev rule; if it goes on to rise, the network between the nodes "
+                text=f"Turn checksum offload of {device} off on the sending nodes. If what the receivers count then "
+                "stands still, keep it off by a udev rule; if it goes on to rise, the network between the nodes "
                 "damages the packets: turn offload on again, and take it to whoever runs that network.",
             ),
-            confidence=0.9,
+            confidence=0.9 if case.rose(node, CHECKSUMS) else 0.7,
             explains=explained,
             ruled_out=["A firewall, and a loss on the way: the packets arrive, and the kernel throws them away."],
         )
@@ -138,8 +141,28 @@ def arrive_damaged(case: Case, paths: Paths, node: str, peer: str) -> FrozenSet[
 
 
 def _bad_checksums(case: Case, node: str) -> int:
-    """How many UDP packets the node's kernel threw away for their checksum while it was probing."""
-    return case.rose(node, "Udp.InCsumErrors")
+    """How many packets the node threw away while it was probing that may have had a bad UDP checksum."""
+    return case.rose(node, CHECKSUMS) + sum(rule["packets"] for rule in _against_invalid(case, node))
+
+
+def _counted(case: Case, node: str) -> str:
+    risen = case.rose(node, CHECKSUMS)
+    kernel = [f"UdpInCsumErrors rose by {risen}"] if risen else []
+    rules = [
+        f"the rule `-A {rule['chain']} {rule['spec']}` dropped {rule['packets']} packets, and connection tracking "
+        "takes UDP for invalid when its checksum is bad"
+        for rule in _against_invalid(case, node)
+    ]
+    return " and ".join(kernel + rules)
+
+
+def _against_invalid(case: Case, node: str) -> List[Moved]:
+    """The rules that dropped invalid packets to the node itself while it was probing."""
+    return [
+        rule
+        for rule in case.moved(node)
+        if "--ctstate INVALID" in rule["spec"] and rule["chain"].lower().endswith("input")
+    ]
 
 
 def wrong_entries(case: Case, node: str, peer: str, device: str) -> List[str]:

@@ -131,6 +131,29 @@ def test_a_wrong_neighbour_is_as_stale_as_a_wrong_fdb_entry(flannel):
     assert "is at 02:00:00:00:00:01 on flannel.1" in finding["evidence"][0]
 
 
+def dropped_as_invalid(bench, chain, packets):
+    rule = {"backend": "nft", "table": "filter", "chain": chain, "index": 4, "packets": packets}
+    bench.run["results"]["agent1"]["moved"] = [{**rule, "spec": "-m conntrack --ctstate INVALID -j DROP"}]
+
+
+def test_bad_checksums_that_a_firewall_takes_for_invalid_are_counted_by_its_rule(flannel):
+    dropped_as_invalid(flannel, "ufw-before-input", 40)
+    flannel.fail(flannel.crosses("agent1"))
+    (finding,) = diagnose(flannel.run)
+    assert (finding["fault"], finding["where"], finding["confidence"]) == ("vxlan-bad-checksum", ["agent1"], 0.7)
+    assert (
+        "the rule `-A ufw-before-input -m conntrack --ctstate INVALID -j DROP` dropped 40 packets"
+        in (finding["evidence"][0])
+    )
+
+
+@pytest.mark.parametrize(("chain", "packets"), [("ufw-before-input", 2), ("KUBE-FORWARD", 40)])
+def test_few_invalid_packets_or_forwarded_ones_are_no_bad_checksums(flannel, chain, packets):
+    dropped_as_invalid(flannel, chain, packets)
+    flannel.fail(flannel.crosses("agent1"))
+    assert "vxlan-bad-checksum" not in names(flannel)
+
+
 def test_a_stray_bad_checksum_is_no_fault(flannel):
     flannel.run["results"]["agent1"]["risen"] = {"Udp.InCsumErrors": 1}
     assert names(flannel) == []
