@@ -16,12 +16,11 @@ module: netmend_pod_connections
 short_description: Let a node tell when nobody is connected any more to a pod that is to go
 description:
   - While M(netmend_pod_replacement) runs on a server, a process on each node reads once a second which connections the
-    pods there have that were taken out of their Services, from C(/proc/PID/net), and writes into the pod's status
+    pods there have that were taken out of their Services, from C(/proc/PID/net/tcp), and writes into the pod's status
     whether there are any, as the condition C(netmend/Connected). So a pod goes when its connections have ended, and
     not only when C(drain_seconds) are over.
-  - Connections count that others have to the pod, at a port that it listens on, and any that it accepted since the last
-    look, as requests arrive for as long as one node's kube-proxy has not learnt that the pod is out. Those that it has
-    to others do not. A client that keeps an idle connection open counts. Of UDP nothing is known.
+  - Connections count that others have to the pod, at a port that it listens on. Those that it has to others do not, nor
+    those over its loopback. A client that keeps an idle connection open counts.
   - It asks the API as the kubelet of its node, which may write the status of that node's pods and no others.
   - The process ends when it is stopped, when O(duration) is over, and when the API does not answer. Without it, drains
     take their whole time.

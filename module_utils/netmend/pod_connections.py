@@ -16,7 +16,7 @@ from typing import Dict, Optional
 
 from .kube import STRATEGIC_PATCH, Api, ApiError
 from .mirror import Mirror
-from .parse.proc import incoming, snmp
+from .parse.proc import incoming
 from .pod_replacement import CONNECTED, Object, connected, is_released
 from .pods import process_of
 
@@ -58,37 +58,32 @@ class Teller:
         self._api, self._root = api, root
         self._pods = Mirror(api, {"pods": f"/api/v1/pods?fieldSelector=spec.nodeName={node}"})
         self._processes: Dict[str, int] = {}  # uid -> a process of the pod
-        self._begun: Dict[str, int] = {}  # uid -> how many connections to it had been begun at the last look
 
     def tell(self) -> None:
         """Says of each released pod what is not yet said of it. ApiError."""
         self._pods.wait(0)
         for pod in filter(is_released, self._pods.state()["pods"]):
-            is_connected = self._is_connected(pod["metadata"]["uid"])
-            if is_connected is not None and connected(pod) is not is_connected:
-                self._say(pod, is_connected)
+            count = self._count(pod["metadata"]["uid"])
+            if count is not None and connected(pod) is not bool(count):
+                self._say(pod, count)
 
-    def _is_connected(self, uid: str) -> Optional[bool]:
-        """Whether somebody has a connection to it, or has begun one since the last look, as short ones are over by now.
-
-        None where no process of it is found, which is looked for again the next time.
-        """
+    def _count(self, uid: str) -> Optional[int]:
+        """Connections to it; None where no process of it is found, which is looked for again the next time."""
         pid = self._processes.pop(uid, 0) or process_of([uid], self._root)
-        network = self._root / f"proc/{pid}/net"
+        tables = [self._root / f"proc/{pid}/net/{name}" for name in ("tcp", "tcp6")]
         try:
-            begun = snmp((network / "snmp").read_text())["Tcp"]["PassiveOpens"]
-            tables = [network / name for name in ("tcp", "tcp6")]
-            count = incoming(*(table.read_text() for table in tables if table.exists()))
+            texts = [table.read_text() for table in tables if table.exists()]
         except OSError:  # it ended meanwhile
             return None
-        before = self._begun.get(uid)
-        self._processes[uid], self._begun[uid] = pid, begun
-        return count > 0 or begun != before
+        if texts:
+            self._processes[uid] = pid
+        return incoming(*texts) if texts else None
 
-    def _say(self, pod: Object, is_connected: bool) -> None:
+    def _say(self, pod: Object, count: int) -> None:
         condition = {
             "type": CONNECTED,
-            "status": str(is_connected),
+            "status": str(bool(count)),
+            "message": f"{count} connections",
             "lastTransitionTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         metadata = pod["metadata"]

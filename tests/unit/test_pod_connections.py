@@ -40,7 +40,6 @@ def root(tmp_path: Path) -> Path:
         (process / "net").mkdir(parents=True)
         (process / "cgroup").write_text(f"0::/kubepods/burstable/pod{UID.format(number)}/0a1b\n")
         (process / "net/tcp").write_text(HEADER + LISTENS)
-        (process / "net/snmp").write_text("Tcp: ActiveOpens PassiveOpens\nTcp: 1 7\n")
     return tmp_path
 
 
@@ -57,61 +56,42 @@ def credentials(server: Server, tls: Path, tmp_path: Path) -> Credentials:
 
 def told(cluster: Cluster) -> list[bool | None]:
     """What is said of each pod."""
-    return [connected(pod) for pod in by_name(cluster.state()["pods"])]
+    pods = sorted(cluster.state()["pods"], key=lambda pod: str(pod["metadata"]["name"]))
+    return [connected(pod) for pod in pods]
 
 
-def by_name(pods: list[Object]) -> list[Object]:
-    return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
-
-
-@pytest.fixture
-def teller(cluster: Cluster, root: Path, credentials: Credentials) -> Teller:
-    return Teller(Api(credentials), "n0", root)
-
-
-def look(teller: Teller, cluster: Cluster) -> list[bool | None]:
-    """What is said once the teller has seen all that was said before."""
-    before = told(cluster)
-    while [connected(pod) for pod in by_name(teller._pods.state()["pods"])] != [*before[:2], before[3]]:
-        teller._pods.wait(10)
-    teller.tell()
-    return told(cluster)
-
-
-def test_pods_of_the_node_that_left_their_services_are_told(
-    cluster: Cluster, server: Server, root: Path, teller: Teller
+def test_pods_of_the_node_that_left_their_services_are_told_once(
+    cluster: Cluster, server: Server, root: Path, credentials: Credentials
 ) -> None:
+    teller = Teller(Api(credentials), "n0", root)
     tcp = root / "proc/41/net/tcp"
     tcp.write_text(HEADER + LISTENS + CONNECTED)
-    assert look(teller, cluster) == [True, True, None, None]  # whether any was begun just before, nobody knows
-    assert look(teller, cluster) == [False, True, None, None]
-    server.asked.clear()
-    assert look(teller, cluster) == [False, True, None, None]
-    assert server.asked == []
+    teller.tell()
+    assert told(cluster) == [False, True, None, None]
+    teller = Teller(Api(credentials), "n0", root)
+    teller.tell()
+    assert server.asked == ["PATCH default/web-0", "PATCH default/web-1"]
     tcp.write_text(HEADER + LISTENS)
-    assert look(teller, cluster) == [False, False, None, None]
+    teller.tell()
+    assert told(cluster) == [False, False, None, None]
 
 
-def test_connections_that_are_over_by_the_next_look_count(cluster: Cluster, root: Path, teller: Teller) -> None:
-    look(teller, cluster)
-    assert look(teller, cluster) == [False, False, None, None]
-    (root / "proc/41/net/snmp").write_text("Tcp: ActiveOpens PassiveOpens\nTcp: 1 8\n")
-    assert look(teller, cluster) == [False, True, None, None]
-    assert look(teller, cluster) == [False, False, None, None]
-
-
-def test_nothing_is_said_of_a_pod_without_a_process(cluster: Cluster, root: Path, teller: Teller) -> None:
+def test_nothing_is_said_of_a_pod_without_a_process(cluster: Cluster, root: Path, credentials: Credentials) -> None:
     (root / "proc/40/cgroup").write_text("0::/init.scope\n")
-    look(teller, cluster)
-    assert look(teller, cluster) == [None, False, None, None]
+    Teller(Api(credentials), "n0", root).tell()
+    assert told(cluster) == [None, False, None, None]
 
 
-def test_a_pod_whose_first_process_ends_is_found_by_another(cluster: Cluster, root: Path, teller: Teller) -> None:
-    look(teller, cluster)
+def test_a_pod_whose_first_process_ends_is_found_by_another(
+    cluster: Cluster, root: Path, credentials: Credentials
+) -> None:
+    teller = Teller(Api(credentials), "n0", root)
+    teller.tell()
     (root / "proc/40/net/tcp").write_text(HEADER + LISTENS + CONNECTED)
     (root / "proc/40").rename(root / "proc/50")
-    look(teller, cluster)
-    assert look(teller, cluster) == [True, False, None, None]
+    teller.tell()
+    teller.tell()
+    assert told(cluster) == [True, False, None, None]
 
 
 @pytest.fixture
