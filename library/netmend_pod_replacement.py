@@ -31,7 +31,7 @@ description:
   - A pod is taken out by taking labels that selectors ask for, as few as will do. NetworkPolicies that
     ask for those do not hold for the pod's last seconds, neither those that let it in or out nor those that isolate it.
   - Which connections a pod has, its node alone knows. Where M(netmend_pod_connections) runs there, a pod goes when it
-    has none, and 10 s have passed for kube-proxies and ingress controllers to learn of it. Otherwise it goes when
+    has none, and 15 s have passed for kube-proxies and ingress controllers to learn of it. Otherwise it goes when
     O(drain_seconds) are over. Then it gets SIGTERM and its grace period.
   - Where a replacement does not come up, this stops, and puts the pods back into service whose replacements are not
     there. What was interrupted is finished by running it again, as pods that were taken out carry the annotation

@@ -31,7 +31,7 @@ GONE = (404, 409)  # it ended meanwhile, or a namesake took its place: the next 
 REFUSED = 429  # by a PodDisruptionBudget
 BURST = 0.2  # seconds: one change brings others
 AGAIN = 5  # seconds until an eviction that was refused is asked for again
-SETTLE = 10  # seconds until every kube-proxy and ingress controller knows that a pod has left its Services
+SETTLE = 15  # seconds until every kube-proxy and ingress controller knows that a pod has left its Services
 
 
 class NotReplaced(Exception):
