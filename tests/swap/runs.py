@@ -71,7 +71,10 @@ def assert_healthy_without_loss(run: Outcome, clients: dict[str, Client], before
     """before: what another run said, that the clients asked through, too."""
     assert run.code == 0, before + run.output
     assert run.report["healthy"], before + run.output
+    lost = []
     for name, client in clients.items():
         assert client.asked > (50 if name == "downloads" else 1000)
-        lost = [f"{datetime.fromtimestamp(when):%T} {whom} {how}" for when, whom, how in client.lost]
-        assert not lost, "\n".join([f"{name} lost {len(lost)} of {client.asked}:", *lost[:20], before, run.output])
+        if client.lost:
+            lost += [f"{name} lost {len(client.lost)} of {client.asked}:"]
+            lost += [f"{datetime.fromtimestamp(when):%T} {whom} {how}" for when, whom, how in client.lost[:20]]
+    assert not lost, "\n".join([*lost, before, run.output])
