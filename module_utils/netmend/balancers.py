@@ -6,7 +6,8 @@ are healthy.
 
 from __future__ import annotations
 
-from typing import Iterator, List, Mapping, NamedTuple, Optional, Tuple, TypedDict
+from functools import partial
+from typing import Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple, TypedDict
 
 from .edge import SCHEMES
 from .hetzner import WELL, End, Entrance, Object, Project, Target, View, is_well, services_of
@@ -95,8 +96,12 @@ def compare(
 def _compare_service(view: View, service: Object, targets: List[Target]) -> Tuple[List[_Wrong], Object]:
     """What is wrong with a service, and the service with all of it set right that can be."""
     is_healthy = bool(targets) and all(target.is_healthy(service["listen_port"]) for target in targets)
+    nodes = {end.node for target in targets for end in target.ends}
     found: List[_Wrong] = []
-    for check in (_destination, _proxy_protocol, *(() if is_healthy else (_check_port, _check_protocol, _check_path))):
+    for check in (
+        *(_destination, _proxy_protocol, partial(_check_tells, nodes)),
+        *(() if is_healthy else (_check_port, _check_protocol, _check_path)),
+    ):
         wrong = check(view, service)
         if wrong:
             found.append(wrong)
@@ -144,10 +149,33 @@ def _proxy_protocol(view: View, service: Object) -> Optional[_Wrong]:
     )
 
 
-def _check_port(view: View, service: Object) -> Optional[_Wrong]:
+def _check_tells(nodes: Set[str], view: View, service: Object) -> Optional[_Wrong]:
+    """Whether a health check that passes tells of requests that a target drops, as it has no endpoint of its own."""
+    port, destination = service["health_check"]["port"], service["destination_port"]
+    silent = sorted(nodes.intersection(*(entrance.silent for entrance in view.at(destination))))
+    if not silent or not view.at(destination) or view.at(port) or view.is_health_check(port):
+        return None
+    return _Wrong(
+        "external-traffic-policy-local",
+        f"Requests go to port {destination}, where {', '.join(silent)} drop them (externalTrafficPolicy Local, without "
+        f"an endpoint). Its health check asks port {port}, which does not tell that.",
+        f"Check port {destination}, to which requests go.",
+        _checked_there(view, service),
+    )
+
+
+def _checked_there(view: View, service: Object) -> Object:
+    """The service with a health check of the port to which requests go."""
     check, destination = service["health_check"], service["destination_port"]
-    port, asked = check["port"], view.at(check["port"])
-    if port == destination or (not asked and view.listens(port)):
+    spoken = {entrance.scheme for entrance in view.at(destination)} - {""}
+    protocol = min(spoken) if spoken and check["protocol"] != "tcp" else check["protocol"]
+    return {**service, "health_check": {**check, "port": destination, "protocol": protocol}}
+
+
+def _check_port(view: View, service: Object) -> Optional[_Wrong]:
+    port, destination = service["health_check"]["port"], service["destination_port"]
+    asked = view.at(port)
+    if port == destination or view.is_health_check(port) or (not asked and view.listens(port)):
         return None
     owners = {_asked(entrance) for entrance in asked}
     if not asked:
@@ -156,9 +184,7 @@ def _check_port(view: View, service: Object) -> Optional[_Wrong]:
         evidence = f"Its health check asks port {port}, {min(owners)}, and requests go to port {destination}."
     else:
         return None
-    spoken = {entrance.scheme for entrance in view.at(destination)} - {""}
-    protocol = min(spoken) if spoken and check["protocol"] != "tcp" else check["protocol"]
-    there = {**service, "health_check": {**check, "port": destination, "protocol": protocol}}
+    there = _checked_there(view, service)
     return _Wrong("balancer-checks-wrong-port", evidence, f"Check port {destination}, to which requests go.", there)
 
 

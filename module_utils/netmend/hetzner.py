@@ -160,6 +160,10 @@ class View:
     def at(self, port: int) -> List[Entrance]:
         return [entrance for entrance in self.entrances if entrance.port == port]
 
+    def is_health_check(self, port: int) -> bool:
+        """Whether kube-proxy tells there if its node has an endpoint (healthCheckNodePort)."""
+        return any(service["health_check_node_port"] == port for service in self.cluster["services"])
+
     def listens(self, port: int) -> bool:
         """Whether a process of some node does, in Kubernetes or not."""
         return any(

@@ -169,6 +169,12 @@ def public_side_that_is_shut(scene: Scene) -> None:
     scene.let_in("10.0.0.0/16", "agent1")
 
 
+def check_that_does_not_tell_who_has_an_endpoint(scene: Scene) -> None:
+    scene.cluster["services"][-1]["external_traffic_policy"] = "Local"
+    all_nodes(scene)
+    scene.http["health_check"].update(protocol="tcp", port=22)
+
+
 class Case(NamedTuple):
     put_in: Callable[[Scene], None]
     faults: list[str]
@@ -177,6 +183,8 @@ class Case(NamedTuple):
 
 
 CASES = [
+    Case(check_that_does_not_tell_who_has_an_endpoint, ["external-traffic-policy-local"],
+         "where server0 drop them (externalTrafficPolicy Local", ["health_check.port: 22 -> 31695"]),
     Case(nobody_at_the_destination, ["balancer-wrong-destination"], "leads to port 30999, which is no NodePort",
          ["destination_port: 30999 -> 31695"]),
     Case(tls_to_the_http_port, ["balancer-wrong-destination"], "HTTPS to port 31695, where ingress-nginx speaks HTTP",
@@ -328,6 +336,13 @@ def local_traffic_policy(scene: Scene) -> None:
         health["status"] = "unhealthy"
 
 
+def check_that_tells_who_has_an_endpoint(scene: Scene) -> None:
+    """kube-proxy's own."""
+    local_traffic_policy(scene)
+    scene.cluster["services"][-1]["health_check_node_port"] = 32001
+    scene.http["health_check"].update(port=32001)
+
+
 def by_label(scene: Scene) -> None:
     scene.balancer["targets"] = [{**target("label_selector", "role==agent"), "health_status": None}]
     scene.selected = {"role==agent": list(AGENTS)}
@@ -347,7 +362,7 @@ ODD = [
     *(on_the_hosts_network, check_at_the_hosts_network, check_of_an_application, check_of_any_host),
     *(check_that_404_is_good_for, check_that_only_connects, odd_check_that_passes, odd_check_that_something_answers),
     *(the_api, another_application, all_nodes, public_side_that_is_open, public_side_that_is_healthy),
-    *(local_traffic_policy, by_label, other_name, same_address_elsewhere),
+    *(local_traffic_policy, check_that_tells_who_has_an_endpoint, by_label, other_name, same_address_elsewhere),
 ]
 
 

@@ -71,7 +71,7 @@ class Bench:
         self.run["cluster"]["services"].append(
             {
                 "namespace": "kube-system", "name": "kube-dns", "type": "ClusterIP", "cluster_ip": "10.43.0.10",
-                "selector": {"k8s-app": "kube-dns"}, "external_traffic_policy": "",
+                "selector": {"k8s-app": "kube-dns"}, "external_traffic_policy": "", "health_check_node_port": 0,
                 "ports": [
                     {"name": name, "port": 53, "targetPort": 53, "nodePort": 0, "protocol": protocol}
                     for name, protocol in (("dns", "UDP"), ("dns-tcp", "TCP"))
