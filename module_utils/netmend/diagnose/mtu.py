@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterable, Iterator, Optional, Set
+from typing import FrozenSet, Iterable, Iterator, List, Optional, Set
 
 from ..model import Interface, Probe, Remedy
 from ..walk import Packet
@@ -60,12 +60,10 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
             if not tunnel or not nic:
                 continue
             right, pods = nic["mtu"] - OVERHEAD[overlay.kind], _pod_mtu(case, node)
-            sweeps = [
-                probe
-                for probe in case.run["probes"]
-                if probe["row"] == "pod-pod" and probe["protocol"] == "mtu" and probe["source_node"] == node
-            ]
-            failed = _oversize(case, sweeps)
+            sweeps = [probe for probe in _sweeps(case, "pod-pod") if probe["source_node"] == node]
+            # Where the nodes' own large packets vanish, pods' would with any MTU.
+            shut = [_between(probe) for probe in _sweeps(case, "host-host") if not case.met(probe)]
+            failed = _oversize(case, (probe for probe in sweeps if _between(probe) not in shut))
             # Flannel on the wrong card has that card's MTU, and gets the right one with the right card.
             tunnel_too = tunnel["mtu"] > right and not misplaced(case, node)
             if not tunnel_too and not (pods > right and failed):
@@ -144,6 +142,11 @@ def _nic_mtu(case: Case, node: str, peer: str) -> int:
 def _pod_mtu(case: Case, node: str) -> int:
     """The largest of the node's pods', as their ends at the host have it; a veth's two ends are made alike."""
     return max((each["mtu"] for each in case.nodes[node]["interfaces"] if each["kind"] == "veth"), default=0)
+
+
+def _sweeps(case: Case, row: str) -> List[Probe]:
+    """The probes of a row that look for the largest packet."""
+    return [probe for probe in case.run["probes"] if (probe["row"], probe["protocol"]) == (row, "mtu")]
 
 
 def _oversize(case: Case, probes: Iterable[Probe]) -> FrozenSet[str]:

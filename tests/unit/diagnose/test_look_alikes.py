@@ -194,11 +194,20 @@ def test_a_sweep_of_which_nothing_passes_is_no_black_hole(flannel):
     assert BLACK_HOLE not in names(flannel)
 
 
-def test_pods_larger_than_their_tunnel_are_well_where_their_node_tells_them(flannel):
-    for interface in flannel.node("agent0")["interfaces"]:
+def with_large_pods(bench):
+    for interface in bench.node("agent0")["interfaces"]:
         if interface["kind"] in ("bridge", "veth"):
             interface["mtu"] = 1500
-    assert names(flannel) == []
+    return bench
+
+
+def test_pods_larger_than_their_tunnel_are_well_where_their_node_tells_them(flannel):
+    assert names(with_large_pods(flannel)) == []
+
+
+def test_pods_larger_than_their_tunnel_are_not_what_makes_the_nodes_own_packets_vanish(flannel):
+    with_large_pods(flannel).fail(sweeps("agent0", "agent1"), mtu=1300)
+    assert set(names(flannel)) == {BLACK_HOLE}
 
 
 def test_a_tunnel_without_room_for_its_headers_is_said_before_it_bites(flannel, calico):
