@@ -108,7 +108,9 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
             ),
             confidence=0.9 if case.rose(node, CHECKSUMS) else 0.7,
             explains=explained,
-            ruled_out=["A firewall, and a loss on the way: the packets arrive, and the kernel throws them away."],
+            ruled_out=[
+                "A loss on the way: the packets arrive, and are thrown away there as damaged."
+            ],
         )
 
 
