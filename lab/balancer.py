@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +148,19 @@ def change(lab: Lab, words: Sequence[str]) -> None:
     state = machines.state(lab.name)
     *what, last = words
     one = [balancer for balancer in lab.balancers if balancer.name == last]
-    for balancer in one or lab.balancers:
-        services = declared(lab, balancer, state)["services"]
-        configure(lab, balancer, changed(services, what if one else words))
+    before = {balancer: declared(lab, balancer, state)["services"] for balancer in one or lab.balancers}
+    configure(lab, {balancer: changed(services, what if one else words) for balancer, services in before.items()})
 
 
 def reset(lab: Lab) -> None:
     """Set all balancers to what they were at first."""
-    for balancer in lab.balancers:
-        configure(lab, balancer, SERVICES)
+    configure(lab, dict.fromkeys(lab.balancers, SERVICES))
 
 
-def configure(lab: Lab, balancer: Balancer, services: Sequence[dict[str, Any]]) -> None:
-    """Set a balancer to services as netmend_balancers has them, and say so in the inventory."""
-    _serve(lab, balancer, services)
+def configure(lab: Lab, wanted: Mapping[Balancer, Sequence[dict[str, Any]]]) -> None:
+    """Set balancers to services as netmend_balancers has them, and say so in the inventory."""
+    for balancer, services in wanted.items():
+        _serve(lab, balancer, services)
     state = machines.state(lab.name)
     seed.write_inventory(lab, state, variables(lab, state))
 

@@ -152,8 +152,9 @@ def _proxy_protocol(view: View, service: Object) -> Optional[_Wrong]:
 def _check_tells(nodes: Set[str], view: View, service: Object) -> Optional[_Wrong]:
     """Whether a health check that passes tells of requests that a target drops, as it has no endpoint of its own."""
     port, destination = service["health_check"]["port"], service["destination_port"]
-    silent = sorted(nodes.intersection(*(entrance.silent for entrance in view.at(destination))))
-    if not silent or not view.at(destination) or view.at(port) or view.is_health_check(port):
+    there = view.at(destination)
+    silent = sorted(node for node in nodes if there and all(node in entrance.silent for entrance in there))
+    if not silent or view.at(port) or view.is_health_check(port):
         return None
     return _Wrong(
         "external-traffic-policy-local",

@@ -21,6 +21,7 @@ from .model import Certificate, Cni, Iptables, K3s, NodeFacts, PodProcess, Rules
 from .parse import ip, nft, proc, ufw, x509
 from .parse import k3s as k3s_files
 from .parse.iptables import parse_save
+from .pods import processes
 
 Run = Callable[[List[str]], str]  # argv -> what it prints; node.CommandError where it fails or is missing
 Units = Dict[str, Dict[str, str]]  # unit -> property -> value, as systemctl show has them
@@ -309,11 +310,9 @@ class _Source:
         """The first process of each pod with a network of its own: in the normal course, its sandbox's."""
         host = os.stat(self.root / "proc/self/ns/net").st_ino
         found: Dict[str, PodProcess] = {}
-        pids = sorted(int(entry.name) for entry in (self.root / "proc").iterdir() if entry.name.isdigit())
-        for pid in pids:
+        for pid, uid in processes(self.root):
             try:
-                uid = proc.pod_uid(self.read(f"proc/{pid}/cgroup"))
-                if uid and uid not in found:
+                if uid not in found:
                     network = os.stat(self.root / f"proc/{pid}/ns/net").st_ino
                     listens = [] if network == host else self.listens(pid)
                     found[uid] = PodProcess(uid=uid, pid=pid, netns=network, listens=listens)

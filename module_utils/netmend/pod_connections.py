@@ -18,6 +18,7 @@ from .kube import STRATEGIC_PATCH, Api, ApiError
 from .mirror import Mirror
 from .parse.proc import incoming
 from .pod_replacement import CONNECTED, Object, connected, is_released
+from .pod_replacement_apply import GONE
 from .pods import process_of
 
 SAMPLE = 1.0  # seconds; no event tells that a socket of another network namespace was closed
@@ -28,8 +29,8 @@ PATIENCE = 10  # seconds
 
 def serve(listener: socket.socket, api: Api, node: str, seconds: float) -> None:
     """Tells until somebody connects to the listener, or for so long. ApiError where the API is gone."""
-    teller, end = Teller(api, node), time.monotonic() + seconds
-    while time.monotonic() < end and not select([listener], [], [], SAMPLE)[0]:
+    teller, until = Teller(api, node), time.monotonic() + seconds
+    while time.monotonic() < until and not select([listener], [], [], SAMPLE)[0]:
         teller.tell()
 
 
@@ -90,5 +91,5 @@ class Teller:
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status"
         content = {"metadata": {"uid": metadata["uid"]}, "status": {"conditions": [condition]}}
         status, body = self._api.send("PATCH", path, content, STRATEGIC_PATCH)
-        if status not in (200, 404, 409):  # it ended meanwhile, or a namesake took its place
+        if status not in (200, *GONE):
             raise ApiError(f"{self._api.server} answers PATCH {path} with {status}: {body[:200]}")

@@ -158,8 +158,8 @@ def is_released(pod: Object) -> bool:
 
 def connected(pod: Object) -> Optional[bool]:
     """Whether somebody has a connection to it, by what its node said; None where that said nothing."""
-    said = {condition["type"]: condition["status"] for condition in pod["status"].get("conditions", [])}
-    return said[CONNECTED] == "True" if CONNECTED in said else None
+    said = parse.condition(pod["status"], CONNECTED).get("status")
+    return None if said is None else said == "True"
 
 
 def _patch(pod: Object, labels: Mapping[str, Optional[str]], annotation: Optional[str]) -> Object:

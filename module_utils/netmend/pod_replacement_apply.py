@@ -83,9 +83,12 @@ class Replacer:
     def _do(self, state: State, step: Step) -> str:
         """What a budget has against it; "" where it was done, or waits for connections to end."""
         pod, now = step.replacement, time.monotonic()
-        if step.action == "delete" and now < self._drains.setdefault(pod.uid, now) + self._drain(_item(state, pod)):
-            return ""
-        refusal = _act(self._api, _item(state, pod), step)
+        item = _item(state, pod)
+        if step.action == "delete":
+            self._drains.setdefault(pod.uid, now)
+            if now < self._drained(item):
+                return ""
+        refusal = _act(self._api, item, step)
         if not refusal:
             self._unseen.append(step)
             self._touched.add(pod.owner)
@@ -104,13 +107,13 @@ class Replacer:
                 self._stop(state, f"{waits[what]}, which was waited for {self._limits.wait:g} s")
         time.sleep(BURST)
         now = time.monotonic()
-        drains = {item["metadata"]["uid"]: self._drain(item) for item in state["pods"]}
-        ends = [since + drains[uid] - now for uid, since in self._drains.items() if uid in drains]
+        ends = [self._drained(item) - now for item in state["pods"] if item["metadata"]["uid"] in self._drains]
         self._objects.wait(min([AGAIN, *(end for end in ends if end > 0)]))
 
-    def _drain(self, pod: Object) -> float:
-        """Seconds that it goes on without new requests."""
-        return min(SETTLE, self._limits.drain) if connected(pod) is False else self._limits.drain
+    def _drained(self, pod: Object) -> float:
+        """When a pod has gone on long enough without new requests, by the monotonic clock."""
+        seconds = min(SETTLE, self._limits.drain) if connected(pod) is False else self._limits.drain
+        return self._drains[pod["metadata"]["uid"]] + seconds
 
     def _stop(self, state: State, why: str) -> None:
         """Gives their controllers back the pods whose replacements are not there."""

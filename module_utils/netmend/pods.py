@@ -1,11 +1,11 @@
-"""Finds a pod on this node by its name, without the API server and without a CRI client."""
+"""Finds a pod's processes on this node, without the API server and without a CRI client."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Container
+from typing import Container, Iterator, Tuple
 
 from .parse.proc import pod_uid
 
@@ -21,14 +21,19 @@ def network_pid(pod: str, root: Path = Path("/")) -> int:
     pid = process_of(uids, root)
     try:
         return 0 if os.path.samefile(root / f"proc/{pid}/ns/net", root / "proc/self/ns/net") else pid
-    except OSError:
+    except OSError:  # there is none, or it has ended meanwhile
         raise LookupError(f"no pod {pod} runs on this node") from None
 
 
 def process_of(uids: Container[str], root: Path = Path("/")) -> int:
     """The first process of a pod with one of these UIDs: in the normal course, its sandbox's. 0 for none."""
+    return next((pid for pid, uid in processes(root) if uid in uids), 0)
+
+
+def processes(root: Path = Path("/")) -> Iterator[Tuple[int, str]]:
+    """Each process that is a pod's, with the pod's UID, in the order of their PIDs."""
     for pid in sorted(int(entry.name) for entry in (root / "proc").iterdir() if entry.name.isdigit()):
         with suppress(OSError):  # ended meanwhile
-            if pod_uid((root / f"proc/{pid}/cgroup").read_text()) in uids:
-                return pid
-    return 0
+            uid = pod_uid((root / f"proc/{pid}/cgroup").read_text())
+            if uid:
+                yield pid, uid

@@ -21,7 +21,7 @@ if _CORE not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_CORE)
 
 from ansible.errors import AnsibleFilterError  # noqa: E402  the path above has to be set first
-from ansible.module_utils.netmend import (  # noqa: E402
+from ansible.module_utils.netmend import (  # noqa: E402  as above
     backup,
     balancers,
     calico_manifest,
@@ -34,13 +34,13 @@ from ansible.module_utils.netmend import (  # noqa: E402
     report,
     restore,
 )
-from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402
-from ansible.module_utils.netmend.diagnose.hops import walks  # noqa: E402
-from ansible.module_utils.netmend.kube import with_config  # noqa: E402
-from ansible.module_utils.netmend.report import text  # noqa: E402
-from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402
-from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402
-from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402
+from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402  as above
+from ansible.module_utils.netmend.diagnose.hops import walks  # noqa: E402  as above
+from ansible.module_utils.netmend.kube import with_config  # noqa: E402  as above
+from ansible.module_utils.netmend.report import text  # noqa: E402  as above
+from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402  as above
+from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402  as above
+from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402  as above
 
 # What the roles register -> the role.
 RESULTS = {

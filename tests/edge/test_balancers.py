@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from lab import balancer, cluster
 from lab.playbooks import Outcome, Playbooks
-from lab.spec import Lab
+from lab.spec import Balancer, Lab
 from tests import hetzner
 
 FAULTS = ("external-traffic-policy-local", "balancer-checks-wrong-port", "proxy-protocol-mismatch")
@@ -24,18 +25,19 @@ class Project(hetzner.Hetzner):
         self.servers = [hetzner.server(n, each.name, each.private, {}) for n, each in enumerate(lab.machines, 1)]
 
     def answer(self, token: str, method: str, url: str, body: hetzner.Object) -> hetzner.Object:
-        self.balancers = [self._balancer(n, each) for n, each in enumerate(balancer.seen(self.lab), 1)]
+        seen = zip(self.lab.balancers, balancer.seen(self.lab), strict=True)
+        self.balancers = [self._balancer(number, *each) for number, each in enumerate(seen, 1)]
         said = super().answer(token, method, url, body)
         if method == "POST":
-            for at, whole in zip(self.lab.balancers, self.balancers, strict=True):
-                balancer.configure(self.lab, at, [settings(each) for each in whole["services"]])
+            wanted = [[settings(each) for each in whole["services"]] for whole in self.balancers]
+            balancer.configure(self.lab, dict(zip(self.lab.balancers, wanted, strict=True)))
         return said
 
-    def _balancer(self, number: int, seen: dict[str, Any]) -> hetzner.Object:
+    def _balancer(self, number: int, at: Balancer, seen: dict[str, Any]) -> hetzner.Object:
         ids = {each["private_net"][0]["ip"]: each["id"] for each in self.servers}
         targets = [hetzner.target(ids[each["address"]]) for each in seen["targets"]]
         whole = hetzner.balancer(number, seen["name"], seen["address"], targets)
-        whole["private_net"][0]["ip"] = next(each.private for each in self.lab.balancers if each.name == seen["name"])
+        whole["private_net"][0]["ip"] = at.private
         for target, each in zip(targets, seen["targets"], strict=True):
             for health in target["health_status"]:
                 health["status"] = each["status"][str(health["listen_port"])]
@@ -81,12 +83,10 @@ def set_right(playbooks: Playbooks, project: Project) -> Outcome:
     given = {
         "balancers_token": hetzner.TOKEN,
         "balancers_endpoint": project.url,
-        "balancers_repair": "true",
-        "balancers_settle": "20",
+        "balancers_repair": True,
+        "balancers_settle": 20,
     }
-    return playbooks.run(
-        "playbooks/balancers.yml", *(word for name, value in given.items() for word in ("-e", f"{name}={value}"))
-    )
+    return playbooks.run("playbooks/balancers.yml", "-e", json.dumps(given))
 
 
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)

@@ -140,7 +140,7 @@ def test_a_pod_that_is_not_ready_is_asked_as_its_kubelet_does_and_nothing_is_exp
     facts["pods"][2]["ready"] = facts["services"][0]["endpoints"][0]["ready"] = False
     facts["pods"][2]["readiness"] = {"path": "/never", "port": 9, "scheme": "HTTPS"}
     first = planned("edge-self", facts)[0]
-    assert [first[key] for key in ("protocol", "port", "path", "expect")] == ["https", 9, "/never", "any"]  # type: ignore[literal-required]  # a plain dict for a TypedDict
+    assert [first[key] for key in ("protocol", "port", "path", "expect")] == ["https", 9, "/never", "any"]  # type: ignore[literal-required]  # a TypedDict's keys in a loop
 
 
 def test_a_site_that_no_controller_claims_is_asked_for_at_all_of_them() -> None:

@@ -54,6 +54,8 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
     bites where those are dropped. A pod whose MTU is larger than its tunnel's is told so by its own node, by ICMP, so
     that alone counts only where it fails.
     """
+    # Where the nodes' own large packets vanish, pods' would with any MTU.
+    shut = [_between(probe) for probe in _sweeps(case, "host-host") if not case.met(probe)]
     for node in case.nodes:
         for overlay in sorted({found for peer in case.peers(node) if (found := paths.overlay(node, peer))}):
             tunnel, nic = case.interface(node, overlay.device), _underlay(case, paths, node, overlay)
@@ -61,8 +63,6 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 continue
             right, pods = nic["mtu"] - OVERHEAD[overlay.kind], _pod_mtu(case, node)
             sweeps = [probe for probe in _sweeps(case, "pod-pod") if probe["source_node"] == node]
-            # Where the nodes' own large packets vanish, pods' would with any MTU.
-            shut = [_between(probe) for probe in _sweeps(case, "host-host") if not case.met(probe)]
             failed = _oversize(case, (probe for probe in sweeps if _between(probe) not in shut))
             # Flannel on the wrong card has that card's MTU, and gets the right one with the right card.
             tunnel_too = tunnel["mtu"] > right and not misplaced(case, node)

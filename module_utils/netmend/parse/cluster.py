@@ -27,7 +27,7 @@ _SERVER_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes
 def node(item: Object) -> Node:
     meta, spec, status = item["metadata"], item["spec"], item.get("status", {})
     addresses = {entry["type"]: entry["address"] for entry in reversed(status.get("addresses", []))}
-    ready = _condition(status)
+    ready = condition(status)
     labels = meta.get("labels", {})
     return Node(
         name=meta["name"],
@@ -38,7 +38,7 @@ def node(item: Object) -> Node:
         pod_cidr=spec.get("podCIDR", ""),
         ready=ready.get("status") == "True",
         reason=ready.get("reason", "no condition"),
-        network=_condition(status, "NetworkUnavailable").get("reason", ""),
+        network=condition(status, "NetworkUnavailable").get("reason", ""),
         annotations={
             name: redact(name, value)
             for name, value in meta.get("annotations", {}).items()
@@ -51,7 +51,7 @@ def node(item: Object) -> Node:
 
 def pod(item: Object) -> Pod:
     meta, spec, status = item["metadata"], item["spec"], item.get("status", {})
-    ready = _condition(status)
+    ready = condition(status)
     return Pod(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -209,7 +209,7 @@ def readiness(verbose: str) -> Dict[str, str]:
 
 def ready_since(item: Object, when: float) -> bool:
     """Whether the kubelet has reported the node as Ready at that time (seconds since the epoch) or later."""
-    ready = _condition(item.get("status", {}))
+    ready = condition(item.get("status", {}))
     reported = ready.get("lastHeartbeatTime", "")
     seconds = calendar.timegm(time.strptime(reported, "%Y-%m-%dT%H:%M:%SZ")) if reported else 0
     return ready.get("status") == "True" and seconds >= int(when)
@@ -281,7 +281,7 @@ def _tag(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
 
 
-def _condition(status: Object, kind: str = "Ready") -> Dict[str, str]:
+def condition(status: Object, kind: str = "Ready") -> Dict[str, str]:
     return next((entry for entry in status.get("conditions", []) if entry["type"] == kind), {})
 
 
@@ -289,7 +289,7 @@ def _etcd(labels: Dict[str, str], status: Object) -> str:
     """K3s labels the members, and keeps a condition of whether they vote already."""
     if _ETCD_LABEL not in labels:
         return ""
-    return "learner" if _condition(status, "EtcdIsVoter").get("status") == "False" else "voter"
+    return "learner" if condition(status, "EtcdIsVoter").get("status") == "False" else "voter"
 
 
 def _waiting(status: Object) -> str:
@@ -308,7 +308,7 @@ def _readiness(spec: Object) -> Dict[str, Any]:
 
 
 def _unscheduled(status: Object) -> str:
-    scheduled = _condition(status, "PodScheduled")
+    scheduled = condition(status, "PodScheduled")
     return scheduled.get("message", "") if scheduled.get("status") == "False" else ""
 
 
