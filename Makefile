@@ -18,12 +18,14 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 TABLE := reports/faults.json
-FAULT_LABS := default ha calico calico-bird edge
+ODD_LABS := single ipvs nftables
+FAULT_LABS := default ha calico calico-bird edge $(ODD_LABS)
 FAULTS_default := --thorough
-FAULTS_ha := -k "(etcd or servers) and not two_faults"
+FAULTS_ha := -k "(without or etcd or servers) and not two_faults"
 FAULTS_calico-bird := --thorough -k "test_faults and not two_faults"
 FAULTS_calico := $(FAULTS_calico-bird)
 FAULTS_edge := $(FAULTS_calico-bird)
+$(foreach lab,$(ODD_LABS),$(eval FAULTS_$(lab) := -k without_faults))
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120
 SHELL_SCRIPTS = $(shell git grep -lE '^\#!.*[/ ](ba)?sh( |$$)')

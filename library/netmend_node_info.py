@@ -163,6 +163,11 @@ netmend_node:
       elements: dict
       sample: [{file: /var/lib/rancher/k3s/agent/serving-kubelet.crt, subject: k3s-worker-01, not_before: 1795250021.0,
         not_after: 1826786021.0}]
+    unconfirmed:
+      description: Guarded changes that nobody has confirmed, by their id; a run is making them now, or was interrupted.
+      type: list
+      elements: str
+      sample: [ufw]
     errors:
       description: What could not be read, and why.
       type: list

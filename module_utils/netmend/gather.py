@@ -115,6 +115,7 @@ def gather_node(run: Run = node.run, root: str = "/") -> NodeFacts:
     facts["calico"] = [path for path in CALICO if source.exists(path)]
     facts["disk"] = source.attempt("disk", lambda: source.disk(data, PLUGINS), NOTHING["disk"])
     facts["certificates"] = source.certificates(data)
+    facts["unconfirmed"] = source.unconfirmed()
     facts["name"] = source.name(config)
     return cast(NodeFacts, {**facts, "time": began, "took": time.time() - began, "errors": source.errors})
 
@@ -284,6 +285,10 @@ class _Source:
             if read:
                 found.append(Certificate(file=name, subject=read[0], not_before=read[1], not_after=read[2]))
         return found
+
+    def unconfirmed(self) -> List[str]:
+        base = self.root / str(node.STATE).lstrip("/")
+        return sorted(state.parent.name for state in base.glob("guard/*/state.json"))
 
     def validity(self, path: str) -> Optional[x509.Validity]:
         return x509.validity(self.read(path))

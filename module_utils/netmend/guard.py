@@ -26,7 +26,7 @@ from . import node, rules
 from .ordered import Foreign, put_back
 from .parse.iptables import parse_save
 
-DIRECTORY = Path("/var/lib/netmend")
+DIRECTORY = node.STATE
 UFW_INIT = "/lib/ufw/ufw-init"
 UFW_DEFAULTS = Path("/etc/default/ufw")
 CODE = (*rules.CODE, "guard")

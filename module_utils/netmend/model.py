@@ -203,6 +203,7 @@ class NodeFacts(TypedDict):
     disk: Dict[str, Space]  # of the file systems that hold K3s's data and containerd's plugins, by path
     pods: List[PodProcess]
     certificates: List[Certificate]
+    unconfirmed: List[str]  # ids of changes that nobody has confirmed: a run makes them now, or did not come to its end
     errors: List[Dict[str, str]]  # {"what": "ipset", "message": "..."}
 
 
@@ -621,6 +622,7 @@ class _Measured(TypedDict):
 class Run(_Measured, total=False):
     """All that diagnosis sees: it gathers nothing itself."""
 
+    silent: Dict[str, str]  # node of the inventory that gave no facts -> what was said instead
     underlay: Underlay  # absent where it was not measured
     balancers: List[Balancer]
     balancer_sources: List[str]  # addresses or CIDRs from which balancers reach the nodes: ufw_balancers

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import List, Sequence, Tuple
 
 LIB = Path("/usr/local/lib/netmend")
+STATE = Path("/var/lib/netmend")  # ways back, and changes that nobody has confirmed
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 
 

@@ -55,29 +55,35 @@ RESULTS = {
 # What one server does for all nodes.
 OF_SERVER = {"netmend_pods": "pod_replacement"}
 
+SAID = 300  # characters of an error that a report quotes
+
 Names = Sequence[str]
 
 
 def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
-    """Hosts -> {"expected_nodes", "cluster"} of a Run, and "server": whose API was asked. Nodes' facts stay with them.
+    """Hosts -> {"expected_nodes", "silent", "cluster"} of a Run, and "server": whose API was asked. Nodes' facts stay
+    with them.
 
     Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
     """
     hosts = _hosts(names, hostvars)
-    expected, clusters, refusals = [], [], []
+    expected, silent, clusters, refusals = [], {}, [], []
     for host in hosts:
         answer = host.get("netmend_node_info", {})
         name = answer.get("netmend_node", {}).get("name", host["inventory_hostname"])
         expected.append(name)
+        if "netmend_node" not in answer:
+            silent[name] = " ".join(str(answer.get("msg", "")).split()).removeprefix("Task failed: ")[:SAID]
         if "netmend_cluster" in answer:
             clusters.append((host["inventory_hostname"], answer["netmend_cluster"]))
         elif "netmend_cluster_error" in answer:
             refusals.append(f"{name}: {answer['netmend_cluster_error']}")
     if not clusters:
-        said = "; ".join(refusals) or "No server could be reached."
+        said = "; ".join(refusals or [f"{name}: {why}" for name, why in silent.items()]) or "There is no server."
         raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")
     server, cluster = clusters[0]
-    return {"expected_nodes": expected, "cluster": with_config(cluster, _nodes(hosts)), "server": server}
+    known = with_config(cluster, _nodes(hosts))
+    return {"expected_nodes": expected, "silent": silent, "cluster": known, "server": server}
 
 
 def netmend_edge(balancers: Any, sources: Any = (), applications: Any = (), patience: Any = edge.PATIENCE) -> Any:

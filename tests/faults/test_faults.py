@@ -33,6 +33,12 @@ def label(name: str) -> str:
     return f"{name} ({LAB.kind})" if LAB and len(FAULTS[name].get("labs", [])) > 1 else name
 
 
+def shape(lab: Lab) -> str:
+    """What is to be known of a lab that has no fault."""
+    arguments = lab.k3s_config.get("kube-proxy-arg", [])
+    return ", ".join([lab.kind, f"{len(lab.servers)}+{len(lab.agents)}", *arguments])
+
+
 FAULTS = {name: fault for name, fault in spec.faults().items() if fits(fault)}
 HEALTHY = [name for name, fault in FAULTS.items() if fault.get("healthy")]
 NAMED = {name: fault.get("named", [name]) for name, fault in FAULTS.items()}
@@ -72,6 +78,12 @@ def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Row
     run = playbooks.run("fix_network.yml")
     rows[label(name)] = table.row([] if entry.get("healthy") else NAMED[name], run)
     return run
+
+
+def test_a_lab_without_faults_is_left(lab: Lab, playbooks: Playbooks, rows: table.Rows) -> None:
+    run = playbooks.run("fix_network.yml")
+    rows[f"none ({shape(lab)})"] = table.row([], run)
+    assert (run.code, run.named, run.changed) == (0, [], 0), run.output
 
 
 @pytest.mark.parametrize("fault", MENDED, indirect=True)

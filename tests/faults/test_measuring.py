@@ -23,6 +23,20 @@ def test_a_node_that_does_not_answer_is_named_and_the_others_are_diagnosed(
     assert run.report["now"]["matrix"]["ok"] > 0
 
 
+def test_a_node_without_python_is_named_and_the_others_are_diagnosed(
+    lab: Lab, playbooks: Playbooks, tmp_path: Path
+) -> None:
+    bare = lab.agents[-1].name
+    inventory = tmp_path / "bare.yml"
+    inventory.write_text(f"k3s_agents: {{hosts: {{{bare}: {{ansible_python_interpreter: /usr/bin/no-python}}}}}}\n")
+    run = playbooks.run("diagnose.yml", "-i", str(inventory))
+    assert run.code == 2, run.output
+    first = run.report["now"]["findings"][0]
+    assert (first["fault"], first["where"]) == ("node-unreachable", [bare])
+    assert "/usr/bin/no-python" in first["evidence"][0]
+    assert run.report["now"]["matrix"]["ok"] > 0
+
+
 def test_an_api_that_does_not_answer_is_one_clear_error(lab: Lab, playbooks: Playbooks) -> None:
     server = lab.servers[0]
     cluster.must(lab, server, "systemctl stop k3s")

@@ -58,7 +58,7 @@ def test_facts_are_the_clusters_and_who_was_expected() -> None:
     server["netmend_node_info"]["netmend_node"]["k3s"] = {"role": "server", "config": {"cluster-cidr": "10.99.0.0/16"}}
     gone = {"inventory_hostname": "b", "netmend_node_info": {"unreachable": True, "msg": "gone"}}
     found = filters.netmend_facts(*hostvars(server, gone))
-    assert (found["expected_nodes"], found["server"]) == (["a", "b"], "a")
+    assert (found["expected_nodes"], found["server"], found["silent"]) == (["a", "b"], "a", {"b": "gone"})
     assert found["cluster"]["cluster_cidr"] == "10.99.0.0/16"
 
 
@@ -67,6 +67,12 @@ def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
     refusing["netmend_node_info"]["netmend_cluster_error"] = "no certificate"
     with pytest.raises(filters.AnsibleFilterError, match="a: no certificate"):
         filters.netmend_facts(*hostvars(refusing, host("b")))
+
+
+def test_where_no_server_answers_the_error_says_what_each_node_said() -> None:
+    gone = {"inventory_hostname": "a", "netmend_node_info": {"failed": True, "msg": "no\n  Python"}}
+    with pytest.raises(filters.AnsibleFilterError, match="a: no Python"):
+        filters.netmend_facts(*hostvars(gone))
 
 
 def test_all_nodes_get_one_moment_by_their_own_clocks(facts: dict[str, Any]) -> None:

@@ -206,6 +206,14 @@ def test_certificates_have_names_and_dates_and_keys_are_not_opened(
     ]
 
 
+def test_changes_that_nobody_has_confirmed(machine: Callable[[str, str], Machine]) -> None:
+    node = machine("flannel", "agent0")
+    assert node.facts()["unconfirmed"] == []
+    for name in ("guard/ufw/state.json", "guard/iptables_forward/rolled_back.json", "undo/bridge_hairpin/state.json"):
+        node.write(f"var/lib/netmend/{name}", "{}")
+    assert node.facts()["unconfirmed"] == ["ufw"]
+
+
 def test_ufw(machine: Callable[[str, str], Machine]) -> None:
     node = machine("flannel-ufw-blocks", "agent0")
     node.write("etc/ufw/ufw.conf", "ENABLED=yes\nLOGLEVEL=low\n")

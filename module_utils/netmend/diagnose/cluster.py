@@ -26,10 +26,17 @@ def node_unreachable(case: Case, paths: Paths) -> Iterator[Suspicion]:
             continue
         member = case.members.get(node)
         state = "unknown to the cluster" if member is None else "Ready" if member["ready"] else "not Ready"
+        said = case.run.get("silent", {}).get(node)
         yield Suspicion(
             where=node,
-            evidence=[f"{node} gave no facts; it is {state}. What is wrong there is not known."],
-            remedy=Remedy(role="", nodes=[node], text="See that the machine is up, and that SSH to it works."),
+            evidence=[
+                f"{node} gave no facts{f' ({said})' if said else ''}; it is {state}. What is wrong there is not known."
+            ],
+            remedy=Remedy(
+                role="",
+                nodes=[node],
+                text="See that the machine is up, that SSH to it works, and that it has Python 3.9 or newer.",
+            ),
             confidence=0.9,
             explains=ids(probe for probe in case.failed if node in paths.nodes(probe)),
         )
