@@ -14,7 +14,7 @@ module: netmend_guard
 short_description: Confirm a change, or let the node roll it back by itself
 description:
   - Guards a change of firewall, kernel parameters or files that could cut the connection it is made over. Arm it,
-    change, drop the connection, confirm over a new one. Without a confirmation a timer of systemd on the node brings
+    change, confirm. Without a confirmation a timer of systemd on the node brings
     back what was saved, whether the controller is still there or not.
   - The live rule set is not restored as a whole, because kube-proxy and others change theirs meanwhile. Only own rules
     (comment C(netmend:)) and those in O(rules) are put back to where they stood.
@@ -27,8 +27,9 @@ options:
   state:
     description:
       - V(armed) saves the state and starts the timer. If this fails, nothing may be changed. It fails if it is armed.
-      - V(confirmed) stops the timer and keeps what was saved, as the way back, in C(/var/lib/netmend/undo). It fails
-        if the change was rolled back meanwhile, and says when and why.
+      - V(confirmed) gives up the connection, reaches the node over a new one, stops the timer and keeps what was saved,
+        as the way back, in C(/var/lib/netmend/undo). It fails if the node is not reached, which then rolls back by
+        itself, or if the change was rolled back meanwhile, and says when and why.
       - V(rolled_back) brings back what was saved, now; also if it was confirmed.
       - V(settled) does so only if it is armed, as an interrupted run left it.
       - V(absent) leaves the change as it is, and forgets the way back.
@@ -36,7 +37,7 @@ options:
     choices: [armed, confirmed, rolled_back, settled, absent]
     required: true
   timeout:
-    description: Seconds until the node rolls back.
+    description: Seconds until the node rolls back; of V(state=confirmed), how long a new connection is tried for.
     type: int
     default: 30
   files:
@@ -104,10 +105,7 @@ EXAMPLES = r"""
     - name: Change
       ansible.builtin.command: ufw --force enable
 
-    - name: Drop the connection
-      ansible.builtin.meta: reset_connection
-
-    - name: Confirm over a new one
+    - name: Confirm over a new connection
       netmend_guard:
         id: ufw
         state: confirmed

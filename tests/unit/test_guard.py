@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.netmend.guard import Guard, GuardError, Scope, restore, save
+
+from tests.unit.loaded import loaded
 
 ACCEPT = '-s 10.42.0.0/16 -m comment --comment "netmend:pods" -j ACCEPT'
 REJECT = "-s 10.42.0.0/16 -j REJECT --reject-with icmp-port-unreachable"
@@ -149,3 +154,45 @@ def test_live_state_comes_back_in_a_namespace(namespace, tmp_path):
     assert json.loads(namespace.python(RESTORE, json.dumps(str(tmp_path / "saved")))) == []
     assert forward() == ["-j ACCEPT", *before]
     assert namespace("sysctl", "-n", "net.ipv4.ip_forward").strip() == "0"
+
+
+# --- over which connection ---
+
+
+class Confirming:
+    """The action plugin, whose module is not reached in its first attempts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int, **arguments: Any) -> None:
+        self.done: list[str] = []
+        plugin = loaded("plugins/action/netmend_guard.py")
+        clock = iter(range(1000))
+        monkeypatch.setattr(plugin, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+
+        def module(*_: Any) -> dict[str, Any]:
+            self.done.append("module")
+            if self.done.count("module") <= failures:
+                raise AnsibleConnectionFailure("timed out")
+            return {"changed": True}
+
+        monkeypatch.setattr(plugin.Normal, "run", module)
+        made = object.__new__(plugin.ActionModule)
+        made._task = SimpleNamespace(args={"id": "ufw", **arguments}, check_mode=False)
+        made._connection = SimpleNamespace(reset=lambda: self.done.append("reset"))
+        self.result = made.run()
+
+
+def test_it_is_confirmed_over_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = Confirming(monkeypatch, failures=0, state="confirmed")
+    assert (once.done, once.result) == (["reset", "module"], {"changed": True})
+    later = Confirming(monkeypatch, failures=2, state="confirmed")
+    assert (later.done, later.result) == (["reset", "module"] * 3, {"changed": True})
+
+
+def test_a_node_that_is_not_reached_again_is_a_failure_that_can_be_rescued(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = Confirming(monkeypatch, failures=99, state="confirmed", timeout=5)
+    assert never.result == {"failed": True, "msg": "not reached over a new connection within 5 s: timed out"}
+    assert set(never.done) == {"reset", "module"}
+
+
+def test_all_else_goes_over_the_connection_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Confirming(monkeypatch, failures=0, state="armed").done == ["module"]

@@ -54,7 +54,7 @@ RUNS = {
     "left": Run(Project.drop_in_the_fabric, ("--check",), 2, "Findings left: vxlan-dropped-by-fabric."),
     "another run": Run(held, (), 1, "another run changes this cluster: ci@other/17"),
     "no such consent": Run(None, ("-e", "netmend_swap=yes"), 1, "netmend_swap is yes, and must be auto, always or"),
-    "unreachable": Run(unreachable, ("--check",), 1, "No server's API gave the cluster's state. a: Failed to connect to the host"),
+    "unreachable": Run(unreachable, ("--check",), 1, "gave the cluster's state. a: Failed to connect to the host"),
 }
 
 
