@@ -92,7 +92,7 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
     return [
         f"umid={machine.name}",
         f"mem={machine.memory}M",
-        # With two a machine hung under load, which kernel.patch mends for one.
+        # With two a machine hung under load, which kernel-interrupts.patch mends for one.
         "ncpus=1",
         f"ubd0={machine.name}.cow,{IMAGE}",
         f"ubd1r={machine.name}.seed",

@@ -50,7 +50,7 @@ def _tools(name: str, packages: Sequence[str], wanted: Sequence[str]) -> Part:
 PARTS: dict[str, Part] = {
     "kernel": Part(
         lambda steps, out, _: kernel.build(steps, out),
-        (HERE / "kernel.py", kernel.FRAGMENT, kernel.PATCH),
+        (HERE / "kernel.py", kernel.FRAGMENT, *kernel.PATCHES),
         disk=5 << 29,
     ),
     "system": Part(lambda steps, out, _: system.build(steps, out), (HERE / "system.py",), disk=3 << 29),

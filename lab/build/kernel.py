@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +18,8 @@ UNPACK = """
 dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards "./usr/src/linux-source-*.tar.xz" | tar -xJ --strip-components=1
 """
 FRAGMENT = Path(__file__).parent.parent / "kernel.config"
-# Interrupts that get lost, so that a machine waits for its disk for good.
-PATCH = FRAGMENT.with_suffix(".patch")
+# Interrupts that get lost, so that a machine waits for its disk for good; a switch to drop as older kernels did.
+PATCHES = (FRAGMENT.with_name("kernel-interrupts.patch"), FRAGMENT.with_name("kernel-clashes.patch"))
 
 
 def build(steps: Steps, out: Path) -> None:
@@ -33,10 +34,7 @@ def build(steps: Steps, out: Path) -> None:
     tree.mkdir()
     steps.run("bash", "-o", "pipefail", "-c", UNPACK, "unpack", archive, cwd=tree)
 
-    # A newer kernel may have it mended, and is then built as it is; the log tells.
-    with suppress(BuildError):
-        steps.run("patch", "--strip=1", "--forward", f"--input={PATCH}", cwd=tree)
-
+    mend(steps, tree, PATCHES)
     make = ["make", "ARCH=um", f"-j{os.cpu_count()}", "KBUILD_BUILD_USER=netmend", "KBUILD_BUILD_HOST=netmend"]
     steps.run(*make, "defconfig", cwd=tree)
     config = tree / ".config"
@@ -50,6 +48,15 @@ def build(steps: Steps, out: Path) -> None:
     config.rename(out / "config")
     shutil.rmtree(tree)
     shutil.rmtree(out / "apt")
+
+
+def mend(steps: Steps, tree: Path, patches: Iterable[Path]) -> None:
+    """Apply the patches; one that does not fit a newer kernel is left out, as a whole, and the log tells."""
+    for patch in patches:
+        apply = ["patch", "--strip=1", "--forward", f"--input={patch}"]
+        with suppress(BuildError):
+            steps.run(*apply, "--dry-run", cwd=tree)
+            steps.run(*apply, cwd=tree)
 
 
 def choose_source(names: list[str]) -> str | None:

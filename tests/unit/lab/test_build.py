@@ -9,7 +9,8 @@ import pytest
 from lab import build
 from lab.build import BuildError, ensure, places
 from lab.build.apt import choose_mirror
-from lab.build.kernel import choose_source, unmet
+from lab.build.kernel import choose_source, mend, unmet
+from lab.build.steps import Steps
 
 LISTS_READ = """\
 Docker bookworm main https://docker.example.org/debian/
@@ -44,6 +45,23 @@ def test_without_a_source_of_debian_it_says_so():
 )
 def test_the_kernel_proven_or_the_next(names, chosen):
     assert choose_source(names) == chosen
+
+
+def test_a_patch_that_does_not_fit_is_left_out_as_a_whole(tmp_path):
+    def patch(name, *hunks):
+        path = tmp_path / f"{name}.patch"
+        text = "".join(f"--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n-{old}\n+{new}\n" for file, old, new in hunks)
+        path.write_text(text)
+        return path
+
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "irq.c").write_text("lost\n")
+    (tree / "core.c").write_text("renamed\n")
+    half = patch("half", ("irq.c", "lost", "dropped"), ("core.c", "resolved", "dropped"))
+    whole = patch("whole", ("irq.c", "lost", "kept"))
+    mend(Steps("kernel", tmp_path / "log"), tree, [half, whole])
+    assert {path.name: path.read_text() for path in tree.iterdir()} == {"irq.c": "kept\n", "core.c": "renamed\n"}
 
 
 def test_options_that_the_kernel_did_not_take_are_named():
