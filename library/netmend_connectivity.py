@@ -36,10 +36,13 @@ options:
           - V(http) and V(https) send GET; a status below 500 is V(ok), as the path works whatever the application
             thinks, unless O(targets[].status) says which one is.
           - V(dns-udp) and V(dns-tcp) ask the server at O(targets[].address) for the IPv4 address of O(targets[].name).
+          - V(dns-pair) asks for its IPv4 and its IPv6 address at once from one socket, as glibc does, and V(dns-apart)
+            from two; either is V(ok) when both are answered, whatever the answers say. What a race in connection
+            tracking drops is lost from one socket, and not from two.
           - V(mtu) finds the largest IP packet that passes with DF, by ping. Where larger ones vanish and no ICMP
             frag-needed comes back, the outcome is V(timeout).
         type: str
-        choices: [tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu]
+        choices: [tcp, udp, icmp, http, https, dns-udp, dns-tcp, dns-pair, dns-apart, mtu]
         default: tcp
       address:
         description: IPv4 address.
@@ -316,7 +319,7 @@ unmet:
   sample: ["tcp 10.0.0.111:10250: expected ok, found timeout (no answer to SYN)"]
 """
 
-DEFAULT_PORTS = {"http": 80, "https": 443, "dns-udp": 53, "dns-tcp": 53}
+DEFAULT_PORTS = {"http": 80, "https": 443, "dns-udp": 53, "dns-tcp": 53, "dns-pair": 53, "dns-apart": 53}
 
 
 def argument_spec():

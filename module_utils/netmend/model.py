@@ -294,7 +294,7 @@ class Probe(TypedDict, total=False):
     target_node: str  # "" where no node is meant (ClusterIP)
     target_pod: str  # "namespace/name" of the pod whose address this is, else ""
     target_service: str  # "namespace/name" of the Service whose ClusterIP or NodePort this is, else ""
-    protocol: str  # tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu
+    protocol: str  # tcp, udp, icmp, http, https, dns-udp, dns-tcp, dns-pair, dns-apart, mtu
     address: str
     port: int
     name: str  # the DNS name asked for; the HTTP Host

@@ -36,6 +36,7 @@ _API = "default/kubernetes"  # its Service
 _APPLICATIONS = 3  # Services beside the API and DNS, each of another namespace
 _NODE_PORTS = 2  # as many as an ingress has
 _DNS_PODS = 2  # asked by their own addresses; K3s has one
+_PAIRS = 5  # of DNS queries at once: what two packets race for is lost at times
 _ATTEMPTS_PER_NODE = 6  # kube-proxy picks an endpoint at random: so that a node's own is missed once in e^6 times
 _ATTEMPTS = 32
 # A node's address in the overlay; Calico's first, because Flannel's devices stay behind after a swap.
@@ -409,7 +410,8 @@ def _pod_dns(view: _View) -> Iterator[Probe]:
         return
     service = view.service_of(view.dns_ip)
     for start in _from_pods(view):
-        for protocol in ("dns-udp", "dns-tcp"):
+        ways = {"dns-udp": _attempts(service), "dns-tcp": _attempts(service), "dns-pair": _PAIRS, "dns-apart": _PAIRS}
+        for protocol, attempts in ways.items():
             yield Probe(
                 **start,
                 target_service=_name(service) if service else "",
@@ -417,7 +419,7 @@ def _pod_dns(view: _View) -> Iterator[Probe]:
                 port=DNS,
                 protocol=protocol,
                 name=f"kubernetes.default.svc.{view.domain}",
-                attempts=_attempts(service),
+                attempts=attempts,
             )
         # By their own addresses, too: that tells the Service from what is behind it.
         for endpoint in _dns_pods(service):

@@ -14,15 +14,45 @@ import ssl
 import struct
 import time
 from collections import deque
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import islice
-from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, cast
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    cast,
+)
 
 from . import conntrack, echo
 from .counters import losses, moved, risen, rulesets
 from .model import OUTCOMES, Observation, Probe, ProbeResult, met
 from .parse import dns, x509
-from .sockets import TIMEOUT, Ended, Steps, Timer, Waiting, connect, exchange, opened, receive, until_ready
+from .sockets import (
+    TIMEOUT,
+    Ended,
+    Steps,
+    Timer,
+    Waiting,
+    accepted_from,
+    connect,
+    exchange,
+    opened,
+    queued,
+    receive,
+    send,
+    until_ready,
+)
 
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
 AGAIN = 5  # attempts at another moment, all of which have to pass before a failure is taken for chance
@@ -31,6 +61,7 @@ ROUNDS = 100  # more would fill the nodes' tables of connections, which keep a c
 PROXY = ("sent", "none", "unknown")
 EXPECTATIONS = (*OUTCOMES, "blocked", "any")
 _LONGEST_STATUS_LINE = 8192
+_PAIR = ("A", "AAAA")  # in the order in which glibc sends them
 
 
 def measure(source_node: str, probes: Sequence[Probe], rounds: int = 1) -> ProbeResult:
@@ -206,7 +237,7 @@ def problem(probe: Probe) -> str:
         return f"address {probe.get('address', '')!r} is not an IPv4 address"
     if protocol not in PORTLESS and not 1 <= probe.get("port", 0) <= 65535:
         return f"protocol {protocol} needs a port from 1 to 65535"
-    if protocol in ("dns-udp", "dns-tcp") and not name:
+    if protocol.startswith("dns-") and not name:
         return f"protocol {protocol} needs a name to ask for"
     if re.search(r"[^\w.-]", name, re.ASCII) or not dns.is_name(name):
         return f"name {name!r} is not a domain name"
@@ -246,10 +277,11 @@ class _Task:
         self._go_on(ready)
 
     def connection(self) -> Optional[conntrack.Connection]:
-        """Of a Service, which has led it somewhere."""
-        if not self.port or not self._probe.get("target_service"):
+        """Of a Service, which has led it somewhere. Of two, each may have been led elsewhere."""
+        asked = self._probe["protocol"]
+        if not self.port or not self._probe.get("target_service") or asked == "dns-apart":
             return None
-        protocol = socket.IPPROTO_UDP if self._probe["protocol"] in ("udp", "dns-udp") else socket.IPPROTO_TCP
+        protocol = socket.IPPROTO_UDP if asked in ("udp", "dns-udp", "dns-pair") else socket.IPPROTO_TCP
         destination = (self._probe["address"], self._probe["port"])
         return conntrack.Connection(protocol, (self._address, self.port), destination)
 
@@ -383,6 +415,55 @@ def _dns_udp(probe: Probe) -> Steps:
         return _resolved((yield from exchange(sock, asked, answer, timer)), timer)
 
 
+def _dns_pair(probe: Probe) -> Steps:
+    """A and AAAA at once from one socket, as glibc asks: ok when both are answered, whatever the answers say.
+
+    Neither is sent again: a resolver does not do so for five seconds (resolv.conf(5), timeout).
+    """
+    timer = Timer(probe)
+    with _asking(probe) as sock:
+        return (yield from _both(probe, timer, sock, sock))
+
+
+def _dns_apart(probe: Probe) -> Steps:
+    """The same from two sockets, and so from two ports: what is lost of these, too, is not lost by the port."""
+    timer = Timer(probe)
+    with _asking(probe) as sock, _asking(probe) as other:
+        return (yield from _both(probe, timer, sock, other))
+
+
+@contextmanager
+def _asking(probe: Probe) -> Iterator[socket.socket]:
+    with opened(probe, socket.SOCK_DGRAM) as sock:
+        sock.connect((probe["address"], probe["port"]))
+        yield sock
+
+
+def _both(probe: Probe, timer: Timer, *sockets: socket.socket) -> Steps:
+    first = int.from_bytes(os.urandom(2), "big")
+    questions = {
+        record: dns.question(probe["name"], (first + place) % 0x10000, record) for place, record in enumerate(_PAIR)
+    }
+    missing = dict(zip(_PAIR, sockets))
+    for record, sock in missing.items():
+        send(sock, questions[record])
+
+    def answered(message: bytes) -> Optional[str]:
+        for record, asked in questions.items():
+            with suppress(ValueError):
+                dns.answer(message, asked)
+                return record
+        return None
+
+    while missing:
+        sock = next(iter(missing.values()))
+        yield from until_ready(sock, selectors.EVENT_READ, timer, f"no answer to {' and '.join(missing)}")
+        for told in queued(sock):
+            raise told.ended()
+        missing.pop(accepted_from(sock, answered) or "", None)
+    return timer.observation(f"{' and '.join(_PAIR)} answered")
+
+
 def _dns_tcp(probe: Probe) -> Steps:
     timer = Timer(probe)
     asked = dns.question(probe["name"], int.from_bytes(os.urandom(2), "big"))
@@ -409,6 +490,8 @@ PROTOCOLS: Dict[str, Callable[[Probe], Steps]] = {
     "https": _https,
     "dns-udp": _dns_udp,
     "dns-tcp": _dns_tcp,
+    "dns-pair": _dns_pair,
+    "dns-apart": _dns_apart,
     "mtu": echo.mtu,
 }
 PORTLESS = ("icmp", "mtu")

@@ -224,7 +224,10 @@ def test_dns_in_the_cluster_s_own_domain() -> None:
     assert [(probe["protocol"], probe["address"], probe["port"], probe["name"]) for probe in probes] == [
         ("dns-udp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
         ("dns-tcp", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
+        ("dns-pair", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
+        ("dns-apart", "10.43.0.10", 53, "kubernetes.default.svc.keybuzz.local"),
     ]
+    assert [probe["attempts"] for probe in probes] == [1, 1, 5, 5]
 
 
 def test_dns_by_its_pods_own_addresses_on_two_nodes_at_most() -> None:
@@ -237,7 +240,7 @@ def test_dns_by_its_pods_own_addresses_on_two_nodes_at_most() -> None:
     ]
     dns = service("kube-dns", "10.43.0.10", 53, namespace="kube-system", endpoints=ends)
     probes = [probe for probe in only("pod-dns", facts=cluster(WEB, [dns])) if probe["source_node"] == AGENT2]
-    assert [(probe["id"].partition(">")[2], probe["address"], probe["port"]) for probe in probes[2:]] == [
+    assert [(probe["id"].partition(">")[2], probe["address"], probe["port"]) for probe in probes[4:]] == [
         (f"{SERVER} dns-udp", "10.42.0.2", 53),
         (f"{AGENT1} dns-udp", "10.42.1.3", 53),
     ]
@@ -365,7 +368,7 @@ def test_a_canary_asks_what_pods_ask_and_is_pinged_by_everybody():
     probes = plan_canary(nodes, everything, "kube-system/canary")
     asked = [probe for probe in probes if probe.get("source_pod") == "kube-system/canary"]
     assert {(probe["source_node"], probe["source_pid"]) for probe in asked} == {(AGENT2, 101)}
-    assert {probe["protocol"] for probe in asked} == {"tcp", "mtu", "dns-udp", "dns-tcp"}
+    assert {probe["protocol"] for probe in asked} == {"tcp", "mtu", "dns-udp", "dns-tcp", "dns-pair", "dns-apart"}
     assert {probe["address"] for probe in asked} >= {"10.42.0.5", "10.42.1.5", "10.43.0.1", "10.43.7.7", "10.43.0.10"}
     pings = {probe["id"]: probe["address"] for probe in probes if probe["protocol"] == "icmp"}
     assert pings == dict.fromkeys(

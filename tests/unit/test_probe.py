@@ -592,6 +592,51 @@ def test_dns_tcp_names_a_malformed_answer(client: int) -> None:
         assert outcome(client, "dns-tcp", port, name=NAME) == ("dns", "malformed answer: the message ends too early")
 
 
+@contextmanager
+def racing(lost: int) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """The port of a resolver that leaves each port's ``lost``-th question unanswered, and what it was asked by whom."""
+    asked: list[tuple[int, bytes]] = []
+
+    def serve(sock: socket.socket) -> None:
+        question, sender = sock.recvfrom(2048)
+        asked.append((sender[1], question))
+        if len([port for port, _ in asked if port == sender[1]]) != lost:
+            sock.sendto(reply(question), sender)  # without an address, as AAAA has none where there is no IPv6
+
+    with listening(socket.SOCK_DGRAM, serve) as port:
+        yield port, asked
+
+
+@pytest.mark.parametrize(("protocol", "ports"), [("dns-pair", 1), ("dns-apart", 2)])
+def test_both_questions_at_once_are_answered_though_by_no_address(client: int, protocol: str, ports: int) -> None:
+    with racing(lost=0) as (port, asked):
+        assert outcome(client, protocol, port, name=NAME) == ("ok", "A and AAAA answered")
+    assert len({source for source, _ in asked}) == ports
+    assert [question[-4:] for _, question in asked] == [b"\0\x01\0\x01", b"\0\x1c\0\x01"]
+    assert len({question[:2] for _, question in asked}) == 2
+
+
+@pytest.mark.parametrize(
+    ("protocol", "lost", "expected"),
+    [
+        ("dns-pair", 1, ("timeout", "no answer to A")),
+        ("dns-pair", 2, ("timeout", "no answer to AAAA")),
+        ("dns-apart", 1, ("timeout", "no answer to A and AAAA")),
+        ("dns-apart", 2, ("ok", "A and AAAA answered")),
+    ],
+)
+def test_the_question_that_is_lost_is_told_and_not_asked_again(
+    client: int, protocol: str, lost: int, expected: tuple[str, str]
+) -> None:
+    with racing(lost) as (port, asked):
+        assert outcome(client, protocol, port, name=NAME, timeout=1.3) == expected
+    assert len(asked) == 2
+
+
+def test_a_pair_of_questions_to_a_port_where_nobody_listens(client: int) -> None:
+    assert outcome(client, "dns-pair", 9, name=NAME) == ("refused", f"icmp port-unreachable from {SERVER_IP}")
+
+
 def test_dns_answer_to_another_name_is_none() -> None:
     with pytest.raises(ValueError, match="another question"):
         dns.answer(reply(dns.question("a.example", 7)), dns.question("b.example", 7))
@@ -864,7 +909,10 @@ def test_losses_are_read_and_only_those_that_rose_are_told(fixtures: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocol": "sctp"}, "protocol 'sctp' is none of tcp, udp, icmp, http, https, dns-udp, dns-tcp, mtu"),
+        (
+            {"protocol": "sctp"},
+            "protocol 'sctp' is none of tcp, udp, icmp, http, https, dns-udp, dns-tcp, dns-pair, dns-apart, mtu",
+        ),
         ({"address": "platform.keybuzz.io"}, "address 'platform.keybuzz.io' is not an IPv4 address"),
         ({"port": 0}, "protocol tcp needs a port from 1 to 65535"),
         ({"protocol": "dns-udp"}, "protocol dns-udp needs a name to ask for"),

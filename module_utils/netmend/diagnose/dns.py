@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterator, List, Optional
+import json
+from typing import FrozenSet, Iterator, List, Optional, Tuple
 
 from ..model import Pod, Probe, Remedy, Service
-from .case import BLOCKED, Case, ids
+from .case import BLOCKED, DROPPED, Case, ids
 from .path import Paths
 from .registry import FAULTS, WORKLOAD, Fault, Suspicion, fault
 
-DNS = ("dns-udp", "dns-tcp")
+WORDS = {
+    "dns-udp": "UDP",
+    "dns-tcp": "TCP",
+    "dns-pair": "A and AAAA from one socket",
+    "dns-apart": "A and AAAA from two sockets",
+}
+BY_UDP = ("dns-udp", "dns-pair", "dns-apart")
 NAMED_PODS = 3  # in a sentence
+
+# What a pod template needs, so that no two queries of its leave one socket at once.
+_OPTIONS = [{"name": "single-request-reopen"}, {"name": "ndots", "value": "2"}]
+_APART = {"spec": {"template": {"spec": {"dnsConfig": {"options": _OPTIONS}}}}}
 
 UNREACHABLE = Fault("coredns-unreachable", 35, "CoreDNS answers some nodes, and others not", WORKLOAD, None)
 FAULTS[UNREACHABLE.name] = UNREACHABLE
@@ -42,6 +53,64 @@ def coredns_down(case: Case, paths: Paths) -> Iterator[Suspicion]:
     )
 
 
+@fault("dns-conntrack-race", 36, "Of two DNS queries at once from one socket, the node drops one", WORKLOAD)
+def conntrack_race(case: Case, paths: Paths) -> Iterator[Suspicion]:
+    """glibc asks for A and AAAA at once from one socket. Where both are on their way before the first one's entry is
+    in the table, the second one's cannot be inserted, and kernels that do not resolve the clash drop it.
+
+    Each such packet is counted (insert_failed of /proc/net/stat/nf_conntrack), so that a race accounts for no more
+    losses than that; kernels that do resolve it may count it as well, and lose nothing.
+    """
+    asked = [probe for probe in case.run["probes"] if probe["protocol"] in WORDS]
+    twins = {_ends(probe): probe for probe in asked if probe["protocol"] == "dns-apart"}
+    for pair in case.failed:
+        node, apart = pair["source_node"], twins.get(_ends(pair))
+        lost, dropped = case.attempts(pair), case.rose(node, "conntrack.insert_failed")
+        if pair["protocol"] != "dns-pair" or case.outcome(pair) not in DROPPED or dropped < lost.failed:
+            continue
+        if not apart or not case.met(apart):
+            continue
+        others = [probe for probe in asked if probe["source_node"] == node and probe is not pair]
+        yield Suspicion(
+            where=node,
+            evidence=[
+                f"{node}: of pairs of queries, A and AAAA at once, {lost} from one socket lost one, and "
+                f"{case.attempts(apart)} from two sockets. Connection tracking there dropped {dropped} packets whose "
+                "entries it could not insert while it was probing (insert_failed)."
+            ],
+            remedy=Remedy(
+                role="",
+                nodes=[node],
+                command="k3s kubectl -n NAMESPACE patch deployment NAME -p '" + json.dumps(_APART) + "'",
+                text="Let resolvers send no two queries at once by the Service: a cache on each node (NodeLocal "
+                "DNSCache), or in the pods' dnsConfig the option single-request-reopen, which asks for AAAA from a "
+                "socket of its own, or use-vc, which asks by TCP (both glibc's; musl has neither). A lower ndots, or a "
+                "dot behind external names, makes fewer queries. A kernel since 5.7 resolves such clashes.",
+            ),
+            confidence=0.9 if lost.failed > 1 else 0.7,
+            explains=ids([pair]),
+            ruled_out=[
+                f"CoreDNS and the way to it: {case.tally(others)} other probes of DNS passed from {node}.",
+                "Packets that are lost on their way: as many would be lost from two sockets, and that would not "
+                "be counted there.",
+                *_room(case, node),
+            ],
+        )
+
+
+def _room(case: Case, node: str) -> Iterator[str]:
+    table = case.nodes[node]["conntrack"] if node in case.nodes else {}
+    if table.get("max"):
+        yield (
+            f"A full table: it has {table['count']} of {table['max']} connections, and what finds no room is counted "
+            "otherwise (drop alone)."
+        )
+
+
+def _ends(probe: Probe) -> Tuple[str, str, str]:
+    return probe["source_node"], probe.get("source_pod", ""), probe.get("address", "")
+
+
 def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator[Suspicion]:
     """Failing probes of DNS that no fault of the path accounts for, where CoreDNS answers others.
 
@@ -54,8 +123,8 @@ def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
     for node in sorted({probe["source_node"] for probe in left} - beside):
         failed = [probe for probe in left if probe["source_node"] == node]
         own = [probe for probe in asked if probe["source_node"] == node]
-        of_others = [probe for probe in asked if probe["source_node"] != node and probe["protocol"] in DNS]
-        by_udp = [probe for probe in own if probe["protocol"] == "dns-udp"]
+        of_others = [probe for probe in asked if probe["source_node"] != node and probe["protocol"] in WORDS]
+        by_udp = [probe for probe in own if probe["protocol"] in BY_UDP]
         by_service = [probe for probe in own if probe.get("address") == case.cluster["dns_ip"]]
         whole = [way for way in (by_udp, by_service) if way and not any(map(case.met, way))]
         if not whole or not any(map(case.met, of_others)):
@@ -80,7 +149,7 @@ def unreachable(case: Case, paths: Paths, explained: FrozenSet[str]) -> Iterator
 
 
 def _of_dns(case: Case, probe: Probe) -> bool:
-    return probe["protocol"] in DNS or probe.get("address") == case.cluster["dns_ip"]
+    return probe["protocol"] in WORDS or probe.get("address") == case.cluster["dns_ip"]
 
 
 def _service(case: Case) -> Optional[Service]:
@@ -145,7 +214,7 @@ def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> R
     if direct and all(probe not in failed for probe in direct):
         text = "Only the Service's address fails: look there at kube-proxy's rules and at conntrack's entries for it."
         return Remedy(role="", nodes=[node], command="conntrack -L -p udp --orig-port-dst 53", text=text)
-    only_udp = all(probe["protocol"] == "dns-udp" for probe in failed)
+    only_udp = all(probe["protocol"] in BY_UDP for probe in failed)
     text = (
         f"Look on {', '.join(nodes)} for what stops port 53{' by UDP alone' if only_udp else ''}: a rule of nftables "
         "that is not in iptables' tables, or a program that handles packets itself. To tell at which end: tcpdump "
@@ -156,6 +225,5 @@ def _way(node: str, ends: List[str], own: List[Probe], failed: List[Probe]) -> R
 
 def _listed(case: Case, probes: List[Probe]) -> str:
     return ", ".join(
-        f"{probe['protocol'].partition('-')[2].upper() or 'TCP'} to {probe['address']} {case.outcome(probe)}"
-        for probe in probes
+        f"{WORDS.get(probe['protocol'], 'TCP')} to {probe['address']} {case.outcome(probe)}" for probe in probes
     )

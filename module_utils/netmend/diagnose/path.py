@@ -13,7 +13,7 @@ from .case import Case, Endpoint
 
 MASQUERADE_MARK = 0x4000  # what kube-proxy sets on what comes by a NodePort
 VXLAN_PORT = 8472  # Linux's own default, which Flannel keeps
-LAYER4 = {"udp": "udp", "dns-udp": "udp", "icmp": "icmp", "mtu": "icmp"}
+LAYER4 = {**dict.fromkeys(("udp", "dns-udp", "dns-pair", "dns-apart"), "udp"), "icmp": "icmp", "mtu": "icmp"}
 
 
 class Overlay(NamedTuple):

@@ -10,7 +10,7 @@ _RECORD = struct.Struct("!HHIH")
 _RECURSION_DESIRED = 0x0100
 _RESPONSE = 0x8000
 _TRUNCATED = 0x0200
-_TYPE_A = 1
+_TYPES = {"A": 1, "AAAA": 28}
 _CLASS_IN = 1
 _CODES = {
     0: "NOERROR",
@@ -33,10 +33,10 @@ class Answer(NamedTuple):
     addresses: List[str]  # of the A records; those that fitted where truncated
 
 
-def question(name: str, identifier: int) -> bytes:
-    """The message that asks for a name's IPv4 addresses. Raises ValueError where it is no domain name."""
+def question(name: str, identifier: int, record: str = "A") -> bytes:
+    """The message that asks for a name's IPv4 addresses, by AAAA for IPv6. ValueError where it is no domain name."""
     header = _HEADER.pack(identifier, _RECURSION_DESIRED, 1, 0, 0, 0)
-    return header + _encoded(name) + struct.pack("!2H", _TYPE_A, _CLASS_IN)
+    return header + _encoded(name) + struct.pack("!2H", _TYPES[record], _CLASS_IN)
 
 
 def is_name(name: str) -> bool:
@@ -89,7 +89,7 @@ def _addresses(message: bytes, offset: int, records: int, truncated: bool) -> Li
             if truncated:
                 break
             raise
-        if kind == _TYPE_A and len(data) == 4:
+        if kind == _TYPES["A"] and len(data) == 4:
             found.append(".".join(str(byte) for byte in data))
     return found
 

@@ -54,6 +54,62 @@ def test_where_only_the_services_address_fails_kube_proxy_and_conntrack_are_look
     assert finding["remedy"]["text"].startswith("Only the Service's address fails")
 
 
+def lose_pairs(bench, protocol="dns-pair", attempts=15, failed=7):
+    """Of agent1's pairs of queries so many lose one."""
+    lost = {"detail": "no answer to AAAA", "attempts": attempts, "failed": failed}
+    return bench.fail(lambda probe: probe["source_node"] == "agent1" and probe["protocol"] == protocol, **lost)
+
+
+def test_pairs_of_queries_that_race_are_said_with_what_the_kernel_counted(with_dns):
+    lose_pairs(with_dns)
+    with_dns.lose("agent1", "conntrack.insert_failed", 9)
+    (finding,) = diagnose(with_dns.run)
+    assert (finding["fault"], finding["confidence"]) == ("dns-conntrack-race", 0.9)
+    assert "7 of 15 from one socket lost one, and 0 of 1 from two sockets" in finding["evidence"][0]
+    assert "dropped 9 packets" in finding["evidence"][0]
+    assert "4 of 4 other probes of DNS passed from agent1" in finding["ruled_out"][0]
+    assert "340 of 131072" in finding["ruled_out"][2]
+    assert "single-request-reopen" in finding["remedy"]["text"]
+
+
+@pytest.mark.parametrize("counted", [0, 3])
+def test_pairs_that_lose_more_than_the_kernel_counted_lose_it_otherwise(with_dns, counted):
+    lose_pairs(with_dns)
+    with_dns.lose("agent1", "conntrack.insert_failed", counted)
+    (finding,) = diagnose(with_dns.run)
+    assert finding["fault"] == "fails-at-times"
+    assert ("insert_failed rose by 3" in " ".join(finding["evidence"])) == bool(counted)
+
+
+def test_loss_that_queries_from_two_sockets_have_as_well_is_no_race(with_dns):
+    lose_pairs(with_dns)
+    lose_pairs(with_dns, "dns-apart", failed=5)
+    with_dns.lose("agent1", "conntrack.insert_failed", 9)
+    assert names(with_dns) == ["fails-at-times"]
+
+
+def test_clashes_that_the_kernel_counts_and_resolves_are_no_fault(with_dns):
+    with_dns.lose("agent1", "conntrack.insert_failed", 9)
+    assert names(with_dns) == []
+
+
+def test_an_endpoint_of_dns_that_fails_is_named_whatever_becomes_of_pairs(with_dns):
+    """Which endpoint the queries of two sockets were led to is not told, and so is nothing of where they fail."""
+    dead = with_dns.pod("agent0", "kube-system", "coredns-2", {"k8s-app": "kube-dns"}, ports={"dns": 53})
+    (service,) = [each for each in with_dns.run["cluster"]["services"] if each["name"] == "kube-dns"]
+    service["endpoints"] += [
+        {**end, "ip": dead["ip"], "node": "agent0", "pod": "kube-system/coredns-2"} for end in service["endpoints"]
+    ]
+    with_dns.plan()
+    lose_pairs(with_dns)
+    lose_pairs(with_dns, "dns-apart", failed=11)
+    tallies = {service["endpoints"][0]["ip"]: [14, 0], dead["ip"]: [10, 10]}
+    by_udp = lambda probe: probe["source_node"] == "agent1" and probe["id"].endswith("kube-dns dns-udp")  # noqa: E731
+    with_dns.fail(by_udp, attempts=24, failed=10, endpoints=tallies)
+    (finding,) = diagnose(with_dns.run)
+    assert (finding["fault"], finding["where"]) == ("endpoint-fails", ["kube-system/kube-dns"])
+
+
 @pytest.mark.parametrize(
     ("reason", "words"),
     [("CrashLoopBackOff", "not ready, CrashLoopBackOff"), ("", "not ready, Running")],
