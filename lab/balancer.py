@@ -74,6 +74,8 @@ def variables(lab: Lab, state: Path) -> dict[str, Any]:
     return {
         "netmend_balancers": [declared(lab, balancer, state) for balancer in lab.balancers],
         "ufw_balancers": [balancer.private for balancer in lab.balancers],
+        # The ingress controller behind them is to have the nodes' ports.
+        "netmend_k3s_disable": ["servicelb", "traefik"],
     }
 
 

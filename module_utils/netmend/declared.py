@@ -54,6 +54,15 @@ def each(item: Reader, mark: Callable[[Any], Any] = lambda one: one) -> Reader:
     return reader
 
 
+def one_of(*words: str) -> Reader:
+    def reader(given: Any, where: str) -> str:
+        if given not in words:
+            raise ValueError(f"{where}: {given!r} is none of {', '.join(words)}")
+        return str(given)
+
+    return reader
+
+
 def number(most: int) -> Reader:
     def reader(given: Any, where: str) -> int:
         if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= most:

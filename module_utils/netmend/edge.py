@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 from . import declared
-from .declared import Field, Reader, each, fields
+from .declared import Field, each, fields
 from .model import CONTROLLER, Balancer, BalancerService, ClusterFacts, Controller, NodeFacts, Pod, Probe, Service
 from .parse.cluster import CONTROLLERS, INGRESS_NGINX, ingress_controller
 from .plan import TIMEOUT, answers_on
@@ -46,23 +46,14 @@ def read_patience(given: Any, where: str = "netmend_patience") -> float:
     return seconds
 
 
-def _one_of(*words: str) -> Reader:
-    def reader(given: Any, where: str) -> str:
-        if given not in words:
-            raise ValueError(f"{where}: {given!r} is none of {', '.join(words)}")
-        return str(given)
-
-    return reader
-
-
 def _status(given: Any, where: str) -> Dict[str, str]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: {given!r} is no mapping")
-    said = _one_of("healthy", "unhealthy", "unknown")
+    said = declared.one_of("healthy", "unhealthy", "unknown")
     return {str(port): said(state, f"{where}.{port}") for port, state in given.items()}
 
 
-_PORT, _PROTOCOL = declared.number(65535), _one_of("http", "https", "tcp")
+_PORT, _PROTOCOL = declared.number(65535), declared.one_of("http", "https", "tcp")
 _HEALTH = {
     "protocol": Field(_PROTOCOL, "tcp"),
     "port": Field(_PORT, needed=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
+from . import k3s_disable
 from .apply import OWN, Object
 from .model import ClusterFacts, NodeFacts, Pod
 
@@ -14,7 +15,6 @@ CONTROLLERS = ("DaemonSet", "Deployment")
 # What it listens on, on the nodes' own network: clients, and the probe of its health.
 PORTS = (80, 443, 10254)
 WEBHOOK_PORT = 8443
-SERVICELB = "svccontroller.k3s.cattle.io/svcname"  # the label of K3s's servicelb on its pods: whose ports they hold
 
 
 class Wanted(NamedTuple):
@@ -153,7 +153,7 @@ def _host_ports(
     for pod in cluster["pods"]:
         its = [port["hostPort"] for port in pod["ports"] if port["hostPort"] in ports and port["protocol"] == "TCP"]
         if its and pod["node"] in places and pod not in own and pod["phase"] in ("Pending", "Running"):
-            who = pod["namespace"], pod["owner"] or f"Pod/{pod['name']}", pod["labels"].get(SERVICELB, "")
+            who = pod["namespace"], pod["owner"] or f"Pod/{pod['name']}", pod["labels"].get(k3s_disable.SERVICE, "")
             held.setdefault(who, []).extend((pod["node"], port) for port in its)
     for (namespace, owner, service), found in sorted(held.items()):
         on = ", ".join(sorted({node for node, _ in found}))
@@ -165,8 +165,9 @@ def _way_out(service: str) -> str:
     if not service:
         return "Take it away, or leave its nodes out of ingress_nginx_nodes."
     return (
-        f"It is K3s's servicelb, for the Service {service}: put `disable: [servicelb, traefik]` into config.yaml of "
-        "every server and restart K3s there, or make that Service another type than LoadBalancer."
+        f"It is K3s's servicelb, for the Service {service}: put `disable+: [servicelb, traefik]` into a "
+        "file of config.yaml.d on every server and restart K3s there, or "
+        "make that Service another type than LoadBalancer."
     )
 
 

@@ -626,6 +626,7 @@ class Run(_Measured, total=False):
     underlay: Underlay  # absent where it was not measured
     balancers: List[Balancer]
     balancer_sources: List[str]  # addresses or CIDRs from which balancers reach the nodes: ufw_balancers
+    k3s_disable: List[str]  # which of K3s's own components may give way to who else wants their ports
     controllers: Dict[str, List[ControllerSaid]]  # node -> what the ingress controllers there say themselves
 
 

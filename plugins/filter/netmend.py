@@ -29,6 +29,7 @@ from ansible.module_utils.netmend import (  # noqa: E402  as above
     edge,
     hetzner,
     ingress_nginx,
+    k3s_disable,
     overlays,
     plan,
     report,
@@ -48,6 +49,7 @@ RESULTS = {
     "iptables_forward_result": "iptables_forward",
     "iptables_forward_sysctl_result": "iptables_forward",
     "kube_proxy_resync_result": "kube_proxy_resync",
+    "k3s_disable_result": "k3s_disable",
     "k3s_restart_result": "k3s_restart",
     "bridge_hairpin_result": "bridge_hairpin",
     "netmend_cleaned": "cni_leftovers",
@@ -86,7 +88,9 @@ def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
     return {"expected_nodes": expected, "silent": silent, "cluster": known, "server": server}
 
 
-def netmend_edge(balancers: Any, sources: Any = (), applications: Any = (), patience: Any = edge.PATIENCE) -> Any:
+def netmend_edge(
+    balancers: Any, sources: Any = (), applications: Any = (), patience: Any = edge.PATIENCE, k3s: Any = ()
+) -> Any:
     """What is declared of the edge -> the same, read; raises AnsibleFilterError that names what is wrong."""
     try:
         return {
@@ -94,6 +98,7 @@ def netmend_edge(balancers: Any, sources: Any = (), applications: Any = (), pati
             "sources": _plain(sources),
             "applications": _plain(applications),
             "patience": edge.read_patience(patience),
+            "k3s_disable": k3s_disable.read(_plain(k3s)),
         }
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
@@ -148,7 +153,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     said = _plain(_stored(hosts, "netmend_edge"))
     probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
     underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
-    declared = {"balancers": said["balancers"], "balancer_sources": said["sources"]}
+    declared = {"balancers": said["balancers"], "balancer_sources": said["sources"], "k3s_disable": said["k3s_disable"]}
     measured = {"controllers": dict(_controllers(hosts)), **({"underlay": underlay} if underlay else {})}
     run = {**facts, **declared, **measured, "probes": probes, "results": results}
     findings = diagnose(run)
@@ -173,6 +178,16 @@ def netmend_ingress_nginx(
     hosts = _hosts(names, hostvars)
     cluster, asked = _stored(hosts, "netmend_facts")["cluster"], ingress_nginx.Wanted(**_plain(wanted))
     return ingress_nginx.plan(cluster, _nodes(hosts), _plain(live), asked)._asdict()
+
+
+def netmend_k3s_disable_plan(node: Mapping[str, Any], components: Names) -> dict[str, Any]:
+    """A server's facts, and what of K3s's own it is to do without -> a k3s_disable.Plan."""
+    return k3s_disable.plan(_plain(node), _plain(components))._asdict()
+
+
+def netmend_k3s_disable_left(cluster: Mapping[str, Any], components: Names, waiting: Names) -> list[str]:
+    """The cluster's facts -> what is yet to come of that, for pods that wait for the ports."""
+    return k3s_disable.left(_plain(cluster), _plain(components), _plain(waiting))
 
 
 def netmend_certificate(name: str) -> dict[str, str]:
@@ -505,6 +520,8 @@ class FilterModule:
             "netmend_checklist_judge": netmend_checklist_judge,
             "netmend_has_collection": netmend_has_collection,
             "netmend_images": netmend_images,
+            "netmend_k3s_disable_left": netmend_k3s_disable_left,
+            "netmend_k3s_disable_plan": netmend_k3s_disable_plan,
             "netmend_ingress_nginx": netmend_ingress_nginx,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": text.measured,

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Callable
 
 from lab.playbooks import PROGRAM
-from tests.unit.diagnose.conftest import NODES, Bench
+from tests.unit.diagnose.conftest import NODES, NOW, Bench
 
 ROOT = Path(__file__).parents[2]
 CAPTURED = ROOT / "tests/fixtures/k3s-1.36.3/flannel"
-# Those that the playbooks run on nodes where parameters of the kernel are mended, and applications moved.
+# Those that the playbooks run on nodes where the kernel's parameters and K3s's own components are mended, and
+# applications moved.
 MODULES = (
-    "node_info", "connectivity", "underlay", "lease", "guard", "sysctl", "iptables_rule", "rollout", "host_network",
+    "node_info", "cluster_info", "connectivity", "underlay", "lease", "guard", "sysctl", "iptables_rule", "k3s_restart",
+    "rollout", "host_network",
 )  # fmt: skip
 
 # It knows its host by the directory that Ansible thinks it is run in. What it changes is what others answer then.
@@ -85,6 +87,31 @@ class Project:
         values = {"net.ipv4.ip_forward": "1"}
         mended = {"changed": True, "changes": ["net.ipv4.ip_forward: 0 -> 1"], "values": values, "diff": [change]}
         self.answer("agent0/netmend_sysctl.json", {**mended, "after": healthy})
+
+    def hold_ports(self, config: Path, for_good: bool = False) -> None:
+        """servicelb has a port of an agent that an ingress controller waits for, on a server with that configuration.
+
+        Once it is restarted, K3s has read the drop-in, and has taken away what is disabled, unless that is for good.
+        """
+        k3s, cluster = self._bench.node("server0")["k3s"], self._bench.run["cluster"]
+        k3s.update(started=NOW, sources={}, files={}, config={**k3s["config"], "config": str(config), "disable": []})
+        told = {"sources": {"disable": str(config)}, "files": {f"{config}.d/90-netmend-disable.yaml": NOW - 1}}
+        told["config"] = {**k3s["config"], "disable": ["servicelb", "traefik"]}
+        as_it_is, healthy = {**k3s}, copy.deepcopy(cluster)
+        k3s.update(told)
+        after = self._answers()
+        k3s.update(as_it_is)
+        label = {"svccontroller.k3s.cattle.io/svcname": "traefik"}
+        self._bench.pod("agent0", "kube-system", "svclb-traefik-x", label, ports={"web": 80}, host_network=True)
+        waits = self._bench.pod("agent0", "shop", "controller-x", {}, ports={"http": 80}, host_network=True)
+        waits.update(node="", ip="", ready=False, phase="Pending", meant_for="agent0")
+        waits["unscheduled"] = "1 node(s) didn't have free ports for the requested pod ports."
+        self._bench.plan()
+        self._measure()
+        seen = cluster if for_good else healthy
+        self.answer("server0/netmend_cluster_info.json", {"changed": False, "netmend_cluster": seen})
+        change = {"before": "k3s.service active\n", "after": "k3s.service restarted\n"}
+        self.answer("server0/netmend_k3s_restart.json", {"changed": True, "diff": change, "after": after})
 
     def change(self, how: Callable[[Any], None]) -> None:
         """Changes what measuring brings back, given as a diagnose Run; probes are planned anew, and pass."""

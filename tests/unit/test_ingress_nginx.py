@@ -152,7 +152,7 @@ def test_servicelb_is_named_with_the_service_that_it_works_for(cluster: Cluster)
         cluster.pod("DaemonSet/svclb-traefik-1", node, [80, 443], "kube-system", labels=labels)
     seen = refusal(cluster)
     assert "svclb-traefik-1 in namespace kube-system has the host ports 80 and 443 on agent0, agent1." in seen
-    assert "`disable: [servicelb, traefik]`" in seen
+    assert "`disable+: [servicelb, traefik]`" in seen
 
 
 @pytest.mark.parametrize(

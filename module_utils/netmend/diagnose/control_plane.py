@@ -40,7 +40,7 @@ def servers_disagree(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """K3s compares when a server joins, and never again; an agent takes over what one of them says when it starts."""
     differing = disagreements(case.nodes)
     for name, facts in case.nodes.items():
-        if not differing or not _is_known_server(facts):
+        if not differing or not is_known_server(facts):
             continue
         yield Suspicion(
             where=name,
@@ -57,7 +57,7 @@ def servers_disagree(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 def disagreements(nodes: Mapping[str, NodeFacts]) -> Dict[str, str]:
     """Key that the servers must agree on and do not -> what each has, and what decided it."""
-    servers = {name: facts for name, facts in nodes.items() if _is_known_server(facts)}
+    servers = {name: facts for name, facts in nodes.items() if is_known_server(facts)}
     values = {name: _critical(facts["k3s"]["config"]) for name, facts in servers.items()}
     keys = [key for key in next(iter(values.values()), {}) if len({said[key] for said in values.values()}) > 1]
     return {
@@ -141,7 +141,7 @@ def _dated(certificates: List[Certificate], now: float) -> str:
     return "; ".join(named) + (f"; and {more} more" if more else "")
 
 
-def _is_known_server(facts: NodeFacts) -> bool:
+def is_known_server(facts: NodeFacts) -> bool:
     unread = any(error["what"] in ("k3s unit", "k3s config") for error in facts["errors"])
     return facts["k3s"]["role"] == "server" and not unread
 

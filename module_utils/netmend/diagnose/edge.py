@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections import Counter
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from .. import k3s_disable
 from ..edge import Site, host_port
 from ..model import Chain, ControllerSaid, Pod, Remedy, Ruleset
-from ..parse.cluster import CONTROLLERS, INGRESS_NGINX, NAME_LABEL
+from ..parse.cluster import CONTROLLERS, INGRESS_NGINX
 from ..walk import Packet, Place, walk
 from .case import DROPPED, KUBE_CHAIN, Case, ids
+from .control_plane import is_known_server
 from .edge_view import NAMED, NO_FREE_PORTS, counts, logged, probes_of, requests, through_balancers
 from .path import MASQUERADE_MARK, Passage, Paths
 from .registry import FIREWALL, SERVICE, Fault, Suspicion, fault
@@ -23,38 +25,25 @@ TLS = "kubernetes.io/tls"
 
 @fault("host-port-conflict", 42, "A pod does not start, as another one has its port of the node", SERVICE)
 def host_port_conflict(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    for pod in case.cluster["pods"]:
-        if NO_FREE_PORTS not in pod["unscheduled"]:
-            continue
+    conflicts = list(_port_conflicts(case))
+    may_go = frozenset(case.run.get("k3s_disable", []))
+    over = [conflict for conflict in conflicts if _is_over_without(may_go, conflict)]
+    giving_way = _giving_way(case, over, may_go)
+    for conflict in conflicts:
+        pod, holders = conflict.pod, conflict.holders
+        where = pod["meant_for"] or _name(pod)
+        held = sorted({f"{_name(other)} on {other['node']}" for other in holders})
         wanted = _host_ports(pod)
-        holders = [
-            other
-            for other in case.cluster["pods"]
-            if other is not pod and other["node"] and pod["meant_for"] in ("", other["node"])
-            if _host_ports(other) & wanted and other["phase"] not in ("Succeeded", "Failed")
-        ]
-        where = pod["meant_for"] or f"{pod['namespace']}/{pod['name']}"
-        held = sorted({f"{other['namespace']}/{other['name']} on {other['node']}" for other in holders})
         ports = sorted(frozenset().union(*(_host_ports(other) for other in holders)) & wanted) or sorted(wanted)
-        of_k3s = [name for name, is_it in _K3S_OWN.items() if any(is_it(other) for other in (*holders, pod))]
         failed = [probe for probe in case.failed if probe["row"] == "edge-health" and probe["target_node"] == where]
         yield Suspicion(
             where=where,
             evidence=[
-                f"{pod['namespace']}/{pod['name']} is Pending: {pod['unscheduled'].rstrip('.')}. It asks for "
+                f"{_name(pod)} is Pending: {pod['unscheduled'].rstrip('.')}. It asks for "
                 f"{', '.join(map(str, ports))} of its node"
                 + (f", which {', '.join(held[:NAMED])} has." if held else ".")
             ],
-            remedy=Remedy(
-                role="",
-                nodes=[pod["meant_for"]] if pod["meant_for"] else [],
-                command=f"echo 'disable+: [{', '.join(of_k3s)}]' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml"
-                if of_k3s
-                else f"kubectl get pods -A -o wide | grep {where}",
-                text="Switch K3s's own off, on every server, and restart K3s there: one controller has the ports."
-                if of_k3s
-                else "Let one of the two have the port, or keep them on different nodes.",
-            ),
+            remedy=giving_way if conflict in over else _left_to_the_operator(conflict, where),
             confidence=0.95,
             explains=ids(failed),
             ruled_out=["Too little memory or processor: the scheduler names the ports."],
@@ -418,15 +407,79 @@ def _host_ports(pod: Pod) -> FrozenSet[int]:
     return frozenset(host_port(pod, port) for port in pod["ports"]) - {0}
 
 
-def _of_servicelb(pod: Pod) -> bool:
-    return any(label.startswith("svccontroller.k3s.cattle.io/") for label in pod["labels"])
+class _PortConflict(NamedTuple):
+    """A pod that finds no node for want of free ports, and those that have them."""
+
+    pod: Pod
+    holders: List[Pod]
+
+    @property
+    def of_k3s(self) -> List[str]:
+        """Which of K3s's own components are in it."""
+        found = frozenset().union(*map(k3s_disable.owners, (self.pod, *self.holders)))
+        return [name for name in k3s_disable.COMPONENTS if name in found]
 
 
-def _of_traefik(pod: Pod) -> bool:
-    return pod["labels"].get(NAME_LABEL) == "traefik" and pod["namespace"] == "kube-system"
+def _port_conflicts(case: Case) -> Iterator[_PortConflict]:
+    for pod in case.cluster["pods"]:
+        if NO_FREE_PORTS in pod["unscheduled"]:
+            holders = [
+                other
+                for other in case.cluster["pods"]
+                if other is not pod and other["node"] and pod["meant_for"] in ("", other["node"])
+                if _host_ports(other) & _host_ports(pod) and other["phase"] not in ("Succeeded", "Failed")
+            ]
+            yield _PortConflict(pod, holders)
 
 
-_K3S_OWN = {"servicelb": _of_servicelb, "traefik": _of_traefik}
+def _is_over_without(components: FrozenSet[str], conflict: _PortConflict) -> bool:
+    """Either the pod that waits goes with these components of K3s's, or all that have its ports do."""
+    goes = [bool(k3s_disable.owners(pod) & components) for pod in (conflict.pod, *conflict.holders)]
+    return goes[0] or (len(goes) > 1 and all(goes[1:]))
+
+
+def _giving_way(case: Case, conflicts: Sequence[_PortConflict], may_go: FrozenSet[str]) -> Remedy:
+    """One for all of them: who is to have the ports is for the operators to say, and they did."""
+    of_k3s = frozenset(name for conflict in conflicts for name in conflict.of_k3s)
+    components = [name for name in k3s_disable.COMPONENTS if name in may_go & of_k3s]
+    members = [node["name"] for node in case.cluster["nodes"] if node["role"] == "server"]
+    servers = {name: case.nodes[name] for name in members if name in case.nodes and is_known_server(case.nodes[name])}
+    unknown = [name for name in members if name not in servers]
+    against = (
+        f"All servers have to do without {' and '.join(components)}, and {', '.join(unknown)} could not be read."
+        if unknown
+        else k3s_disable.refusal(servers, components)
+    )
+    if against:
+        return Remedy(role="", nodes=members, text=against)
+    return Remedy(
+        role="k3s_disable",
+        nodes=members,
+        vars={
+            "k3s_disable_components": components,
+            "k3s_disable_waiting": sorted(_name(conflict.pod) for conflict in conflicts),
+        },
+        text=f"Let K3s do without {' and '.join(components)}, on every server, and restart it there one by one.",
+    )
+
+
+def _left_to_the_operator(conflict: _PortConflict, where: str) -> Remedy:
+    nodes = [conflict.pod["meant_for"]] if conflict.pod["meant_for"] else []
+    if not conflict.of_k3s:
+        text = "Let one of the two have the port, or keep them on different nodes."
+        return Remedy(role="", nodes=nodes, command=f"kubectl get pods -A -o wide | grep {where}", text=text)
+    components = f"[{', '.join(conflict.of_k3s)}]"
+    return Remedy(
+        role="",
+        nodes=nodes,
+        command=f"echo 'disable+: {components}' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml",
+        text="Switch K3s's own off, on every server, and restart K3s there: one controller has the ports. With "
+        f"netmend_k3s_disable: {components} fix_network.yml does that.",
+    )
+
+
+def _name(pod: Pod) -> str:
+    return f"{pod['namespace']}/{pod['name']}"
 
 
 def _arrivals(case: Case, node: str, source: str, port: int) -> Iterator[Passage]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Pattern, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Pattern, Tuple
 
 REDACTED = "(redacted)"
 CNI_CONF_DIR = "/etc/cni/net.d"  # containerd's default
+CONFIG = "/etc/rancher/k3s/config.yaml"  # unless it is given another one
 
 # Flags that may be given more than once. Their values are lists in the effective configuration, always.
 _LISTS = {
@@ -235,6 +236,11 @@ def redact(key: str, value: Any) -> Any:
     if isinstance(value, str):
         return _USERINFO.sub(rf"\1{REDACTED}@", _SECRET_ARGUMENT.sub(rf"\1={REDACTED}", value))
     return value
+
+
+def drop_in(config: Mapping[str, Any], name: str) -> str:
+    """The path of a file beside a configuration, which is read after it."""
+    return f"{config.get('config', CONFIG)}.d/{name}"
 
 
 def containerd_cni(config_toml: str) -> Tuple[str, List[str]]:

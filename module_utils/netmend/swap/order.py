@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
+from ..parse import k3s
 from .state import DROP_IN, WANTED, Leftovers, State, is_back, is_canary, is_set
 
-CONFIG = "/etc/rancher/k3s/config.yaml"  # K3s's, unless it is given another one
 OVERLAYS = {"felix": "ipip", "bird": "ipip", "vxlan": "vxlan-4789"}  # backend -> as overlays.OVERLAYS has it
 
 
@@ -80,7 +80,7 @@ def _least_busy(cluster: ClusterFacts, agents: Sequence[str]) -> str:
 def drop_in(facts: NodeFacts) -> Tuple[str, str]:
     """Path and content of what tells a server to do without Flannel and the policy controller. An agent that had these
     keys in its configuration would not start."""
-    path = f"{facts['k3s']['config'].get('config', CONFIG)}.d/{DROP_IN}"
+    path = k3s.drop_in(facts["k3s"]["config"], DROP_IN)
     return path, "".join(f"{key}: {_yaml(value)}\n" for key, value in WANTED.items())
 
 

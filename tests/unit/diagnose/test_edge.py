@@ -8,7 +8,7 @@ import pytest
 from ansible.module_utils.netmend.diagnose import diagnose
 
 from .conftest import is_about
-from .test_faults import external_traffic_policy_local
+from .test_faults import external_traffic_policy_local, host_port_conflict
 
 
 @pytest.fixture
@@ -204,6 +204,93 @@ def test_without_the_balancers_own_addresses_their_block_is_less_sure_and_no_rol
     assert (finding["fault"], finding["remedy"]["role"]) == ("node-port-blocked-for-balancer", "")
     assert finding["confidence"] < 0.9
     assert "ufw_balancers" in finding["remedy"]["text"]
+
+
+# --- who has the nodes' ports ---
+
+CONTROLLER = "ingress-nginx/ingress-nginx-controller-agent1"
+
+
+@pytest.fixture
+def ports(edge):
+    """servicelb has port 80 of an agent for Traefik, on a cluster whose one server disables neither."""
+    host_port_conflict(edge)
+    edge.node("server0")["k3s"]["config"]["disable"] = ["metrics-server"]
+    return edge
+
+
+def remedy(bench, *may_go):
+    bench.run["k3s_disable"] = list(may_go)
+    (finding,) = diagnose(bench.run)
+    assert finding["fault"] == "host-port-conflict"
+    return finding["remedy"]
+
+
+@pytest.mark.parametrize("may_go", [("servicelb",), ("traefik",), ("servicelb", "traefik")])
+def test_k3ss_own_gives_way_where_that_is_declared(ports, may_go):
+    found = remedy(ports, *may_go)
+    assert (found["role"], found["nodes"]) == ("k3s_disable", ["server0"])
+    assert found["vars"] == {"k3s_disable_components": list(may_go), "k3s_disable_waiting": [CONTROLLER]}
+
+
+def test_without_a_declaration_it_is_left_with_what_would_declare_it(ports):
+    found = remedy(ports)
+    assert found["role"] == ""
+    assert "'disable+: [servicelb, traefik]'" in found["command"]
+    assert "netmend_k3s_disable: [servicelb, traefik]" in found["text"]
+
+
+def test_for_another_service_than_traefiks_servicelb_alone_gives_way(ports):
+    ports.pods[-1]["labels"] = {"svccontroller.k3s.cattle.io/svcname": "mail"}
+    assert remedy(ports, "traefik")["role"] == ""
+    assert remedy(ports, "servicelb", "traefik")["vars"]["k3s_disable_components"] == ["servicelb"]
+
+
+def test_a_pod_of_k3ss_that_waits_gives_way_itself(ports):
+    waiting, holder = ports.run["cluster"]["pods"][-1], next(pod for pod in ports.pods if pod["unscheduled"])
+    for key in ("labels", "namespace"):
+        waiting[key], holder[key] = holder[key], waiting[key]
+    assert remedy(ports, "servicelb")["role"] == "k3s_disable"
+
+
+def test_nothing_of_k3ss_gives_way_while_another_has_the_port_as_well(ports):
+    ports.pod("agent1", "shop", "proxy", {}, ports={"http": 80}, host_network=True)
+    assert remedy(ports, "servicelb", "traefik")["role"] == ""
+
+
+def test_where_not_k3ss_own_has_the_port_there_is_nothing_to_disable(ports):
+    ports.pods[-1]["labels"] = {}
+    assert remedy(ports, "servicelb", "traefik")["text"].startswith("Let one of the two have the port")
+
+
+def test_two_nodes_ports_are_one_finding_with_one_remedy(ports):
+    first = next(pod for pod in ports.pods if pod["name"] == "ingress-nginx-controller-agent0")
+    second = next(pod for pod in ports.pods if pod["unscheduled"])
+    changed = ("node", "ip", "ready", "phase", "reason", "unscheduled")
+    first.update({key: second[key] for key in changed}, meant_for="agent0")
+    holder = copy.deepcopy(ports.pods[-1])
+    ports.pods.append({**holder, "name": "svclb-traefik-y", "node": "agent0"})
+    ports.run["k3s_disable"] = ["servicelb"]
+    (finding,) = (each for each in diagnose(ports.run) if each["fault"] == "host-port-conflict")
+    assert finding["where"] == ["agent0", "agent1"]
+    assert finding["remedy"]["vars"]["k3s_disable_waiting"] == [f"{CONTROLLER[:-1]}0", CONTROLLER]
+
+
+def test_a_server_that_could_not_be_read_keeps_the_others_from_being_changed(ports):
+    ports.node("server0")["errors"].append({"what": "k3s config", "message": "a tab"})
+    found = remedy(ports, "servicelb")
+    assert found["role"] == ""
+    assert found["text"].endswith("and server0 could not be read.")
+
+
+def test_what_is_disabled_already_is_not_disabled_again(ports):
+    ports.node("server0")["k3s"].update(started=2.0, config={"disable": ["servicelb", "traefik"]})
+    found = remedy(ports, "servicelb")
+    assert found["role"] == ""
+    assert found["text"].startswith("All servers do without servicelb already")
+
+
+# --- the way out ---
 
 
 def test_a_rule_that_lets_pods_past_the_masquerading_is_named_and_left(edge):

@@ -33,6 +33,7 @@ from k3s_standin import (  # noqa: E402  found by the line above
     config,
     crictl,
     etcd,
+    node,
     pki,
 )
 from k3s_standin.log import Fatal  # noqa: E402
@@ -170,6 +171,24 @@ def test_etcd_listens_on_the_nodes_address_and_loopback_with_client_certificates
     assert made["listen-peer-urls"] == "https://127.0.0.1:2380,https://10.0.0.100:2380"
     assert made["client-transport-security"]["client-cert-auth"]
     assert made["peer-transport-security"]["trusted-ca-file"].endswith("/etcd/peer-ca.crt")
+
+
+def test_what_is_disabled_goes_at_a_start_and_its_manifest_with_it(tmp_path, monkeypatch):
+    (tmp_path / "traefik.yaml").write_text("")
+    (tmp_path / "site.yaml").write_text("")
+    ran = []
+
+    async def kubectl(*arguments):
+        ran.append(arguments)
+
+    monkeypatch.setattr(node, "MANIFESTS", tmp_path)
+    monkeypatch.setattr(node, "_kubectl", kubectl)
+    made = config.make("server", {**BASE, "disable": ["coredns", "servicelb", "traefik"]})
+    asyncio.run(node._deploy(made))
+    assert [path.name for path in tmp_path.iterdir()] == ["site.yaml"]
+    assert [(words[0], words[-1]) for words in ran] == [
+        ("delete", str(tmp_path / "traefik.yaml")), ("apply", str(tmp_path)),
+    ]  # fmt: skip
 
 
 # --- certificates and tokens ----------------------------------------------------------------------------------------

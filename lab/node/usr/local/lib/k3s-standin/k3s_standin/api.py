@@ -47,6 +47,10 @@ class Api:
     def merge(self, path: str, patch: dict[str, Any]) -> None:
         self._ask("PATCH", path, json.dumps(patch), "application/merge-patch+json")
 
+    def delete(self, path: str) -> None:
+        """One object, or all that a list would have."""
+        self._ask("DELETE", path)
+
     def _ask(self, method: str, path: str, body: str | None = None, kind: str = "application/json") -> str:
         connection = http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT, context=self._tls)
         try:

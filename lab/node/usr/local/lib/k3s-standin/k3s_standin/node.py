@@ -50,6 +50,8 @@ from .version import VERSION
 
 LOCAL_API = "https://127.0.0.1:6443"
 READY_SECONDS = 300
+# What K3s's cloud controller deletes when it starts without servicelb.
+SERVICELB = "/apis/apps/v1/namespaces/kube-system/daemonsets?labelSelector=svccontroller.k3s.cattle.io%2Fnodeselector"
 SYSCTLS = {
     # K3s sets these at each start.
     "net/ipv4/conf/all/forwarding": "1",
@@ -112,6 +114,8 @@ async def server(config: Config, children: Children) -> None:
         info("k3s is up and running")
         notify_ready()
         tasks.create_task(_deploy(config))
+        if "servicelb" in config.disable:
+            tasks.create_task(persist(lambda: api.delete(SERVICELB), "the end of servicelb's DaemonSets"))
         await runtime
         await _node(config, own, children, api)
         labels = {f"node-role.kubernetes.io/{role}": "true" for role in ("control-plane", "etcd")}
@@ -322,12 +326,12 @@ async def _node(config: Config, settings: Cluster, children: Children, api: Api)
 
 
 async def _deploy(config: Config) -> None:
-    """Applies server/manifests, the packaged ones among them, as far as they are not disabled."""
+    """Applies server/manifests, the packaged ones among them. What is disabled goes, and its file with it."""
     for name in PACKAGED:
-        target = MANIFESTS / f"{name}.yaml"
         if name not in config.disable:
-            write(target, components.manifest(name, config), 0o600)
-        elif target.exists():
+            write(MANIFESTS / f"{name}.yaml", components.manifest(name, config), 0o600)
+    for target in [MANIFESTS / f"{name}.yaml" for name in config.disable]:
+        if target.exists():
             await _kubectl("delete", "--ignore-not-found", "--wait=false", "-f", str(target))
             target.unlink()
     if any(MANIFESTS.glob("*.yaml")):
