@@ -465,14 +465,15 @@ def _giving_way(case: Case, conflicts: Sequence[_PortConflict], may_go: FrozenSe
 
 def _left_to_the_operator(conflict: _PortConflict, where: str) -> Remedy:
     nodes = [conflict.pod["meant_for"]] if conflict.pod["meant_for"] else []
-    if not conflict.of_k3s:
+    if not _is_over_without(frozenset(conflict.of_k3s), conflict):
         text = "Let one of the two have the port, or keep them on different nodes."
         return Remedy(role="", nodes=nodes, command=f"kubectl get pods -A -o wide | grep {where}", text=text)
     components = f"[{', '.join(conflict.of_k3s)}]"
     return Remedy(
         role="",
         nodes=nodes,
-        command=f"echo 'disable+: {components}' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml",
+        command="mkdir -p /etc/rancher/k3s/config.yaml.d && "
+        f"echo 'disable+: {components}' > /etc/rancher/k3s/config.yaml.d/90-edge.yaml",
         text="Switch K3s's own off, on every server, and restart K3s there: one controller has the ports. With "
         f"netmend_k3s_disable: {components} fix_network.yml does that.",
     )
