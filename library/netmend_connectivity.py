@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import platform
+import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend import controllers
 from ansible.module_utils.netmend.model import met
 from ansible.module_utils.netmend.pods import network_pid
 from ansible.module_utils.netmend.probe import EXPECTATIONS, PROTOCOLS, PROXY, ROUNDS, checked, measure
@@ -322,7 +321,7 @@ unmet:
 DEFAULT_PORTS = {"http": 80, "https": 443, "dns-udp": 53, "dns-tcp": 53, "dns-pair": 53, "dns-apart": 53}
 
 
-def argument_spec():
+def contract():
     expect = {"type": "str", "choices": list(EXPECTATIONS)}
     target = {
         "protocol": {"type": "str", "choices": list(PROTOCOLS), "default": "tcp"},
@@ -352,7 +351,7 @@ def argument_spec():
             )
         },
     }
-    return {
+    options = {
         "targets": {"type": "list", "elements": "dict", "options": target},
         "source": {"type": "dict", "options": {"pod": {"type": "str"}, "pid": {"type": "int"}}},
         "timeout": {"type": "float", "default": 2.0},
@@ -370,15 +369,16 @@ def argument_spec():
             },
         },
     }
+    return {
+        "argument_spec": options,
+        "mutually_exclusive": [("probes", "targets"), ("probes", "source")],
+        "required_one_of": [("probes", "targets")],
+        "supports_check_mode": True,
+    }
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec=argument_spec(),
-        mutually_exclusive=[("probes", "targets"), ("probes", "source")],
-        required_one_of=[("probes", "targets")],
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
     try:
         probes = declared(module.params) if module.params["probes"] is None else module.params["probes"]
         option = "targets" if module.params["probes"] is None else "probes"
@@ -393,14 +393,19 @@ def main():
     except ValueError as error:
         module.fail_json(msg=str(error))
     result = measure(node, probes, module.params["rounds"])
-    asked = module.params["controllers"]
-    more = {"netmend_controllers": controllers.said(asked)} if asked else {}
+    more = {"netmend_controllers": said_by(module.params["controllers"])} if module.params["controllers"] else {}
     unmet = [
         f"{probe['id']}: expected {probe['expect']}, found {seen['outcome']} ({seen['detail']})"
         for probe, seen in zip(probes, result["observations"])
         if not met(probe, seen)
     ]
     module.exit_json(changed=False, netmend_connectivity=result, met=not unmet, unmet=unmet, **more)
+
+
+def said_by(controllers):
+    from ansible.module_utils.netmend.controllers import said  # noqa: PLC0415  few nodes have any: saves http.client
+
+    return said(controllers)
 
 
 def declared(params):
@@ -428,7 +433,7 @@ def source_node(probes):
     nodes = sorted({probe["source_node"] for probe in probes if probe.get("source_node")})
     if len(nodes) > 1:
         raise ValueError(f"probes: one call runs those of one node, but these are of {', '.join(nodes)}")
-    return nodes[0] if nodes else platform.node()
+    return nodes[0] if nodes else os.uname().nodename
 
 
 if __name__ == "__main__":

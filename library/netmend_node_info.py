@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.gather import gather_node
-from ansible.module_utils.netmend.kube import Api, ApiError, gather_cluster, k3s_credentials
 
 DOCUMENTATION = r"""
 module: netmend_node_info
@@ -192,12 +191,12 @@ netmend_call:
 """
 
 
-def argument_spec():
-    return {"cluster": {"type": "bool", "default": False}}
+def contract():
+    return {"argument_spec": {"cluster": {"type": "bool", "default": False}}, "supports_check_mode": True}
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(**contract())
     with ThreadPoolExecutor(max_workers=1) as pool:
         cluster = pool.submit(ask_api) if module.params["cluster"] else None
         node = gather_node()
@@ -206,6 +205,9 @@ def main():
 
 
 def ask_api():
+    # Nodes that are no servers have no use for it, nor for what it imports.
+    from ansible.module_utils.netmend.kube import Api, ApiError, gather_cluster, k3s_credentials  # noqa: PLC0415
+
     try:
         return {"netmend_cluster": gather_cluster(Api(k3s_credentials()))}
     except ApiError as error:

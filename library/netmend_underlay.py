@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import socket
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.underlay import Order, Peer, begin, fetch, measure
+from ansible.module_utils.netmend.underlay_apart import begin, fetch
 
 DOCUMENTATION = r"""
 module: netmend_underlay
@@ -182,10 +180,10 @@ netmend_underlay:
 _VNIS = 1 << 24
 
 
-def argument_spec():
+def contract():
     required = {"type": "str", "required": True}
     peer = {"node": required, "address": required}
-    return {
+    options = {
         "run": required,
         **peer,
         "peers": {"type": "list", "elements": "dict", "required": True, "options": peer},
@@ -193,25 +191,39 @@ def argument_spec():
         "vni": {"type": "int", "default": _VNIS - 1},
         "part": {"type": "str", "choices": ["whole", "begin", "fetch"], "default": "whole"},
     }
+    return {"argument_spec": options, "supports_check_mode": True}
 
 
 def main():
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    wrong = problem(module.params)
+    module = AnsibleModule(**contract())
+    asked = module.params
+    if asked["part"] == "fetch":
+        order = (asked[name] for name in ("run", "node", "address", "start"))
+        module.exit_json(changed=False, netmend_underlay=fetch(*order))
+    wrong = problem(asked)
     if wrong:
         module.fail_json(msg=wrong)
-    own, *peers = [Peer(each["node"], each["address"]) for each in (module.params, *module.params["peers"])]
-    rest = {name: module.params[name] for name in ("run", "start", "vni")}
-    order = Order(own=own, peers=peers, **rest)
-    if module.params["part"] == "begin":
-        begin(order)
+    take = round_of(asked)
+    if asked["part"] == "begin":
+        begin(asked["run"], asked["node"], take)
         module.exit_json(changed=False, begun=True)
-    part = {"whole": measure, "fetch": fetch}[module.params["part"]]
-    module.exit_json(changed=False, netmend_underlay=part(order))
+    module.exit_json(changed=False, netmend_underlay=take())
+
+
+def round_of(asked):
+    """What measures it, once it is called."""
+    # A call that only takes what came has no use for it, nor for what it imports.
+    from ansible.module_utils.netmend.underlay import Order, Peer, measure  # noqa: PLC0415
+
+    own, *peers = [Peer(each["node"], each["address"]) for each in (asked, *asked["peers"])]
+    order = Order(own=own, peers=peers, **{name: asked[name] for name in ("run", "start", "vni")})
+    return lambda: measure(order, alone=asked["part"] == "begin")
 
 
 def problem(params):
     """What is wrong with the arguments, as a clause that names it; "" where nothing is."""
+    import socket  # noqa: PLC0415  as above
+
     places = [("", params), *((f"peers[{index}].", peer) for index, peer in enumerate(params["peers"]))]
     for place, end in places:
         try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import select
 import socket
 import struct
@@ -25,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from . import node
+from . import node, underlay_apart
 from .counters import moved, rulesets
 from .model import UnderlayHeard, UnderlayReport, UnderlaySent, UnderlayTo
 from .sockets import ERRNO, queued
+from .underlay_apart import GRACE, LONGEST_CALL, LONGEST_WAIT_ALONE
 from .underlay_packets import (
     DF,
     IPIP,
@@ -54,11 +54,7 @@ from .underlay_packets import (
 )
 
 WINDOW = 0.9  # seconds in which all of them are sent
-GRACE = 0.3  # seconds to go on listening when all have sent: for answers and for what is under way
-LONGEST_CALL = 4.8  # seconds from the beginning; so long those are waited for who are behind
 LONGEST_WAIT = 4.0  # seconds; a moment further ahead is a clock that is wrong
-LONGEST_WAIT_ALONE = 300.0  # seconds; the same for a process of its own, which keeps nobody waiting
-STATE = Path("/run/netmend")
 
 # Bytes of IP packets with DF: the MTU of the device and what is smaller, twice; what frag-needed told, at last.
 SIZES = (9001, 8896, 8500, 4000, 2000, 1500, 1492, 1480, 1470, 1460, 1450, 1440, 1430, 1420, 1410, 1400, 1390, 1380,
@@ -105,7 +101,7 @@ def measure(order: Order, alone: bool = False) -> UnderlayReport:
     ``errors``. Where nobody waits for it (``alone``), LONGEST_CALL begins at the moment.
     """
     began = time.time()
-    report = _report(order, began)
+    report = underlay_apart.unknown(order.run, *order.own, order.start, began)
     start = max(began, order.start)
     if start - began > (LONGEST_WAIT_ALONE if alone else LONGEST_WAIT):
         ahead = f"{start - began:.1f} s ahead on this node's clock"
@@ -120,52 +116,6 @@ def measure(order: Order, alone: bool = False) -> UnderlayReport:
         report["listened"][0] = time.time()
         _Round(order, ends, report).take(start, (start if alone else began) + LONGEST_CALL)
     return report
-
-
-def begin(order: Order) -> None:
-    """Measures in a process of its own, and returns at once."""
-    path = _path(order)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if os.fork():
-        return
-    try:
-        os.setsid()
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):  # whoever reads them would wait for their end
-            os.dup2(nowhere, descriptor)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(measure(order, alone=True)), encoding="ascii")
-        part.replace(path)
-    finally:
-        os._exit(0)
-
-
-def fetch(order: Order) -> UnderlayReport:
-    """What the process saw that began with the same order; waits until it is due."""
-    path, began = _path(order), time.time()
-    deadline = time.monotonic() + min(max(0.0, order.start - began), LONGEST_WAIT_ALONE) + LONGEST_CALL + 2 * GRACE
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    try:
-        report: UnderlayReport = json.loads(path.read_text(encoding="ascii"))
-        path.unlink()
-    except OSError as error:
-        report = _report(order, began)
-        report["errors"].append(f"what began here left no report: {error.strerror or error}")
-    return report
-
-
-def _path(order: Order) -> Path:
-    return STATE / f"underlay-{token(order.run, order.own.name, '').hex()}.json"
-
-
-def _report(order: Order, began: float) -> UnderlayReport:
-    """Of a round of which nothing is known yet."""
-    return UnderlayReport(
-        node=order.own.name, address=order.own.address, run=order.run, start=order.start,
-        late=max(0.0, round(began - order.start, 3)), listened=[0.0, 0.0], sent=[0.0, 0.0], to={}, heard={}, moved=[],
-        overflow=0, errors=[],
-    )  # fmt: skip
 
 
 class _Round:

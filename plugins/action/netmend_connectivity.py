@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ansible.module_utils
-from ansible.plugins.action.normal import ActionModule as Normal
+from ansible.plugins.loader import action_loader
 
 _CORE = str(Path(__file__).resolve().parents[2] / "module_utils")
 if _CORE not in ansible.module_utils.__path__:
@@ -16,8 +16,10 @@ if _CORE not in ansible.module_utils.__path__:
 from ansible.module_utils.netmend.model import CONTROLLER  # noqa: E402  the path above has to be set first
 from ansible.module_utils.netmend.probe import checked, measure  # noqa: E402  as above
 
+Bare = action_loader.get("netmend_bare", class_only=True)
 
-class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
+
+class ActionModule(Bare):  # type: ignore[misc,valid-type]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             probes = checked("here", self._task.args.pop("here", None) or [])

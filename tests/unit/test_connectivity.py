@@ -118,7 +118,7 @@ def test_what_is_wrong_is_named(arguments: dict[str, Any], message: str) -> None
 
 def test_the_documentation_is_the_argument_spec() -> None:
     assert shape(yaml.safe_load(module.DOCUMENTATION)["options"], "suboptions") == shape(
-        module.argument_spec(), "options"
+        module.contract()["argument_spec"], "options"
     )
 
 

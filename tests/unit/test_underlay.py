@@ -28,17 +28,22 @@ GATEWAYS = {A: "10.9.1.1", B: "10.9.2.1"}
 DEVICE, MTU, VNI = "enp7s0", 1450, 0xFFFFFF
 MEASURE = """
 import json, sys
-from pathlib import PosixPath
 import ansible.module_utils
 ansible.module_utils.__path__.append("module_utils")
-from ansible.module_utils.netmend import underlay
-vars(underlay).update(SETTINGS)
+from ansible.module_utils.netmend import underlay, underlay_apart
+for module in (underlay, underlay_apart):
+    vars(module).update(SETTINGS)
+parts = {
+    "measure": underlay.measure,
+    "begin": lambda order: underlay_apart.begin(order.run, order.own.name, lambda: underlay.measure(order, alone=True)),
+    "fetch": lambda order: underlay_apart.fetch(order.run, *order.own, order.start),
+}
 print("ready", flush=True)
 reports = []
 for line in sys.stdin:
     order = json.loads(line)
     order.update(own=underlay.Peer(*order["own"]), peers=[underlay.Peer(*peer) for peer in order["peers"]])
-    reports.append(getattr(underlay, order.pop("part", "measure"))(underlay.Order(**order)))
+    reports.append(parts[order.pop("part", "measure")](underlay.Order(**order)))
 print(json.dumps(reports))
 """
 
@@ -115,7 +120,7 @@ def in_turn(part: str, start: float, state: Path, **settings: Any) -> dict[str, 
     """What all nodes answer to a part of a round that each is called for when the one before it has answered."""
     answers = {}
     for namespace, name in NAMES.items():
-        node = Taking(namespace, STATE=state, **settings)
+        node = Taking(namespace, STATE=str(state), **settings)
         node.begin({**order(namespace, start), "part": part})
         (answers[name],) = node.reports()
     return answers

@@ -21,7 +21,7 @@ DOCUMENTATION = """
     extends_documentation_fragment: [connection_pipelining]
 """
 
-MODULE = re.compile(rb"ansible\.(?:modules|legacy)\.(\w+)")
+MODULE = re.compile(rb'"module": "(\w+)"|ansible\.(?:modules|legacy)\.(\w+)')
 CLOCK = re.compile(rb'"time": ([0-9.]+), "took": ([0-9.e-]+)')
 
 
@@ -33,7 +33,7 @@ class Connection(Local):  # type: ignore[misc]  # ansible ships no types
         before = _used()
         done: tuple[int, bytes, bytes] = super().exec_command(f"ip netns exec {node} {cmd}", in_data, sudoable)
         found = MODULE.search(in_data or b"")
-        module = found[1].decode() if found else "command"
+        module = (found[1] or found[2]).decode() if found else "command"
         with (directory / "used").open("a") as file:
             file.write(f"{node} {module} {_used() - before:.4f}\n")
         answer = directory / "answers" / f"{node}.{module}"
