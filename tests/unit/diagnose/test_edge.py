@@ -276,6 +276,14 @@ def test_two_nodes_ports_are_one_finding_with_one_remedy(ports):
     assert finding["remedy"]["vars"]["k3s_disable_waiting"] == [f"{CONTROLLER[:-1]}0", CONTROLLER]
 
 
+def test_all_servers_are_told(ports):
+    ports.member("agent0")["role"] = "server"
+    ports.node("agent0")["k3s"] = copy.deepcopy(ports.node("server0")["k3s"])
+    ports.run["k3s_disable"] = ["servicelb"]
+    (finding,) = (each for each in diagnose(ports.run) if each["fault"] == "host-port-conflict")
+    assert (finding["remedy"]["role"], sorted(finding["remedy"]["nodes"])) == ("k3s_disable", ["agent0", "server0"])
+
+
 def test_a_server_that_could_not_be_read_keeps_the_others_from_being_changed(ports):
     ports.node("server0")["errors"].append({"what": "k3s config", "message": "a tab"})
     found = remedy(ports, "servicelb")
