@@ -6,7 +6,7 @@ import os
 import pkgutil
 import subprocess
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 LIB = Path("/usr/local/lib/netmend")
 STATE = Path("/var/lib/netmend")  # ways back, and changes that nobody has confirmed
@@ -17,11 +17,16 @@ class CommandError(Exception):
     """A command ended with an error."""
 
 
-def run(argv: List[str], check: bool = True, timeout: float = 60) -> str:
-    """What the command prints. CommandError where it fails, is missing or takes longer than ``timeout`` seconds."""
+def run(argv: List[str], check: bool = True, timeout: float = 60, given: Optional[str] = None) -> str:
+    """What the command prints; ``given`` is what it reads.
+
+    CommandError where it fails, is missing or takes longer than ``timeout`` seconds.
+    """
     environment = {**os.environ, "LC_ALL": "C", "PATH": PATH}
     try:
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            argv, env=environment, input=given, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CommandError(f"{' '.join(argv)}: {error}") from error
     if check and done.returncode:

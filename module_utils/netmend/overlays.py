@@ -90,10 +90,10 @@ class Lead(NamedTuple):
 def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> Lead:
     """As long as it took to have a module run on all nodes, and some more; ``forks``: on how many at a time.
 
-    Calls start one after the other, and each takes an SSH connection and the start of Python: 0.3 to 3 seconds, by how
-    busy the machines are, and less once the connection is there. Who needs longer than last time is late, and what
-    could not be heard of it is unknown; ``late`` is by how much that happened in a round before. Nobody waits longer
-    than _LONGEST_WAIT for one that is slow.
+    Calls start one after the other, the later ones when earlier ones are over, and each takes an SSH connection and the
+    start of Python: 0.3 to 3 seconds, by how busy the machines are, and less once the connection is there. Who needs
+    longer than last time is late, and what could not be heard of it is unknown; ``late`` is by how much that happened
+    in a round before. Nobody waits longer than _LONGEST_WAIT for one that is slow.
 
     Calls that wait for each other must not wait for their turn, and not for long, as a whole call takes less than five
     seconds: where there are more nodes than forks, or calls take long to start, they begin only.
@@ -102,11 +102,9 @@ def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> Lead:
     if not calls:
         return Lead(_UNMEASURED, WHOLE)
     starts = [call.received - call.sent - call.took for call in calls]
-    starts = [min(start, min(starts) + _LONGEST_WAIT) for start in starts]
-    in_turn = len(calls) > forks
-    launched = sum(starts) / forks if in_turn else max(call.sent for call in calls) - min(call.sent for call in calls)
-    all_run = launched + max(starts) + late
-    if not in_turn and all_run <= _LONGEST_WAIT:
+    launched = max(call.sent for call in calls) - min(call.sent for call in calls)
+    all_run = launched + min(max(starts), min(starts) + _LONGEST_WAIT) + late
+    if len(calls) <= forks and all_run <= _LONGEST_WAIT:
         return Lead(max(all_run, _EARLIEST), WHOLE)
     return Lead(all_run * _AMPLE, BEGIN)
 

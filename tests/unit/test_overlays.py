@@ -70,11 +70,12 @@ def test_nobody_waits_longer_than_the_call_may_take() -> None:
 
 
 def test_with_more_nodes_than_forks_calls_only_begin_and_the_moment_is_when_all_had_their_turn() -> None:
-    calls = [call(0.0, until_begun=0.5, back=0.5)] * 50  # each call takes a second beside what it does
+    calls = [call(0.0, sent=100.0 + number / 50, until_begun=0.5, back=0.5) for number in range(50)]
     assert lead(calls, 50).part == "whole"
-    assert lead(calls, 49).part == "begin"
-    assert lead(calls, 25) == (pytest.approx((50 / 25 + 1.0) * 1.5), "begin")
-    assert lead(calls, 5) == (pytest.approx((50 / 5 + 1.0) * 1.5), "begin")
+    assert lead(calls, 49) == (pytest.approx((0.98 + 1.0) * 1.5), "begin")
+    in_turn = [each._replace(sent=each.sent + number // 5, received=each.received + number // 5)
+               for number, each in enumerate(calls)]  # fmt: skip
+    assert lead(in_turn, 5) == (pytest.approx((9.98 + 1.0) * 1.5), "begin")
     slow, slower = (call(0.0, until_begun=seconds) for seconds in (60.0, 600.0))
     assert lead([*calls, slow], 25) == lead([*calls, slower], 25)
 
