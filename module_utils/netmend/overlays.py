@@ -35,7 +35,7 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
-_AMPLE = 1.5  # times what it took; where no call lasts until the moment, it may be later
+_AMPLE = 1.25  # times what it took; where no call lasts until the moment, it may be later
 WHOLE, BEGIN = "whole", "begin"  # parts of netmend_underlay
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}

@@ -28,7 +28,7 @@ from . import node, underlay_apart
 from .counters import moved, rulesets
 from .model import UnderlayHeard, UnderlayReport, UnderlaySent, UnderlayTo
 from .sockets import ERRNO, queued
-from .underlay_apart import GRACE, LONGEST_CALL, LONGEST_WAIT_ALONE
+from .underlay_apart import GRACE
 from .underlay_packets import (
     DF,
     IPIP,
@@ -54,6 +54,7 @@ from .underlay_packets import (
 )
 
 WINDOW = 0.9  # seconds in which all of them are sent
+LONGEST_CALL = 4.8  # seconds from the beginning; so long those are waited for who are behind
 LONGEST_WAIT = 4.0  # seconds; a moment further ahead is a clock that is wrong
 
 # Bytes of IP packets with DF: the MTU of the device and what is smaller, twice; what frag-needed told, at last.
@@ -98,12 +99,12 @@ def measure(order: Order, alone: bool = False) -> UnderlayReport:
     It ends GRACE after all peers were heard to the end, and LONGEST_CALL after it began if they are not. If the moment
     was over already when it began, it sends at once; if it is more than LONGEST_WAIT ahead, the clock is not what it
     was taken for, and it does the same. It does not raise where the network is sick: what could not be done stands in
-    ``errors``. Where nobody waits for it (``alone``), LONGEST_CALL begins at the moment.
+    ``errors``. Where no call lasts until then (``alone``), underlay_apart's limits are in the place of these.
     """
     began = time.time()
     report = underlay_apart.unknown(order.run, *order.own, order.start, began)
     start = max(began, order.start)
-    if start - began > (LONGEST_WAIT_ALONE if alone else LONGEST_WAIT):
+    if start - began > (underlay_apart.LONGEST_WAIT if alone else LONGEST_WAIT):
         ahead = f"{start - began:.1f} s ahead on this node's clock"
         report["errors"].append(f"the agreed moment was {ahead}: not waited for")
         start = began
@@ -114,7 +115,7 @@ def measure(order: Order, alone: bool = False) -> UnderlayReport:
             report["errors"].append(f"cannot listen at {order.own.address}: {error.strerror or error}")
             return report
         report["listened"][0] = time.time()
-        _Round(order, ends, report).take(start, (start if alone else began) + LONGEST_CALL)
+        _Round(order, ends, report).take(start, start + underlay_apart.LONGEST_ROUND if alone else began + LONGEST_CALL)
     return report
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .model import UnderlayReport
 
 GRACE = 0.3  # seconds to go on listening when all have sent: for answers and for what is under way
-LONGEST_CALL = 4.8  # seconds from the beginning; so long those are waited for who are behind
-LONGEST_WAIT_ALONE = 300.0  # seconds ahead that a moment may be for a process that keeps nobody waiting
+LONGEST_ROUND = 10.0  # seconds from the moment; so long those are waited for who are behind
+LONGEST_WAIT = 300.0  # seconds ahead that a moment may be
 STATE = "/run/netmend"
 
 
@@ -43,7 +43,7 @@ def begin(run: str, node: str, measure: Callable[[], UnderlayReport]) -> None:
 def fetch(run: str, node: str, address: str, start: float) -> UnderlayReport:
     """What the process saw that began with the same order; waits until it is due."""
     path, began = _path(run, node), time.time()
-    deadline = time.monotonic() + min(max(0.0, start - began), LONGEST_WAIT_ALONE) + LONGEST_CALL + 2 * GRACE
+    deadline = time.monotonic() + min(max(0.0, start - began), LONGEST_WAIT) + LONGEST_ROUND + 2 * GRACE
     while not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.05 if time.time() > start else 0.5)  # many wait where nodes share a processor
     try:

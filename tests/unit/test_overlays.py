@@ -56,12 +56,12 @@ def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
 def test_who_was_late_gets_as_much_more_time() -> None:
     fast = call(0.0, until_begun=0.5)
     assert lead([fast], 25, late=0.8) == (pytest.approx(1.5), "whole")
-    assert lead([fast], 25, late=3.0) == (pytest.approx(3.7 * 1.5), "begin")
+    assert lead([fast], 25, late=3.0) == (pytest.approx(3.7 * 1.25), "begin")
 
 
 def test_nobody_waits_longer_than_the_call_may_take() -> None:
     fast, slow = call(0.0, until_begun=0.5), call(0.0, until_begun=60.0)
-    assert lead([fast, slow], 25) == (pytest.approx((0.7 + 3.0) * 1.5), "begin")
+    assert lead([fast, slow], 25) == (pytest.approx((0.7 + 3.0) * 1.25), "begin")
     longest = lead([fast, call(0.0, until_begun=2.8)], 25)
     assert longest == (pytest.approx(3.0), "whole")
     assert longest.seconds < LONGEST_WAIT
@@ -72,19 +72,19 @@ def test_nobody_waits_longer_than_the_call_may_take() -> None:
 def test_with_more_nodes_than_forks_calls_only_begin_and_the_moment_is_when_all_had_their_turn() -> None:
     calls = [call(0.0, sent=100.0 + number / 50, until_begun=0.5, back=0.5) for number in range(50)]
     assert lead(calls, 50).part == "whole"
-    assert lead(calls, 49) == (pytest.approx((0.98 + 1.0) * 1.5), "begin")
+    assert lead(calls, 49) == (pytest.approx((0.98 + 1.0) * 1.25), "begin")
     in_turn = [each._replace(sent=each.sent + number // 5, received=each.received + number // 5)
                for number, each in enumerate(calls)]  # fmt: skip
-    assert lead(in_turn, 5) == (pytest.approx((9.98 + 1.0) * 1.5), "begin")
+    assert lead(in_turn, 5) == (pytest.approx((9.98 + 1.0) * 1.25), "begin")
     slow, slower = (call(0.0, until_begun=seconds) for seconds in (60.0, 600.0))
     assert lead([*calls, slow], 25) == lead([*calls, slower], 25)
 
 
 def test_where_calls_take_long_to_start_they_only_begin() -> None:
     calls = [call(0.0, sent=100.0 + number / 10) for number in range(50)]
-    assert lead(calls, 50) == (pytest.approx((4.9 + 1.0) * 1.5), "begin")
+    assert lead(calls, 50) == (pytest.approx((4.9 + 1.0) * 1.25), "begin")
     busy = [call(0.0, until_begun=4.0), call(0.0, until_begun=5.0)]
-    assert lead(busy, 25) == (pytest.approx(5.2 * 1.5), "begin")
+    assert lead(busy, 25) == (pytest.approx(5.2 * 1.25), "begin")
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def test_nodes_that_are_called_one_after_the_other_measure_at_one_moment(tmp_pat
 
 
 def test_what_began_and_left_nothing_is_said(tmp_path: Path) -> None:
-    report = in_turn("fetch", time.time(), tmp_path, LONGEST_CALL=0.1)["a"]
+    report = in_turn("fetch", time.time(), tmp_path, LONGEST_ROUND=0.1)["a"]
     assert report["errors"] == ["what began here left no report: No such file or directory"]
     assert evaluate({"a": report}, {})["unknown"] == {"a": report["errors"][0]}
 
