@@ -60,6 +60,7 @@ def facts(everybody: list[Member], pids: dict[str, int]) -> dict[str, dict[str, 
         own = json.loads(_renamed(captured, member))
         if member.role == "server":
             own.update(sockets=of_server["sockets"], k3s={**of_server["k3s"], "config": own["k3s"]["config"]})
+        own.update(time=0.0, took=0.0)  # the module's own come in their place
         own["pods"] = [{"uid": f"pod-of-{member.name}", "pid": pids[member.name], "netns": 1}]
         _know_peers(own, [peer for peer in everybody if peer != member])
         own["iptables"]["nft"]["nat"].update(endpoints)
