@@ -35,8 +35,11 @@ def label(name: str) -> str:
 
 def shape(lab: Lab) -> str:
     """What is to be known of a lab that has no fault."""
-    arguments = lab.k3s_config.get("kube-proxy-arg", [])
-    return ", ".join([lab.kind, f"{len(lab.servers)}+{len(lab.agents)}", *arguments])
+    return ", ".join([lab.kind, f"{len(lab.servers)}+{len(lab.agents)}", *oddities(lab)])
+
+
+def oddities(lab: Lab) -> list[str]:
+    return list(lab.k3s_config.get("kube-proxy-arg", []))
 
 
 FAULTS = {name: fault for name, fault in spec.faults().items() if fits(fault)}
@@ -45,6 +48,11 @@ NAMED = {name: fault.get("named", [name]) for name, fault in FAULTS.items()}
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and len(NAMED[name]) == 1]
 LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and name not in HEALTHY]
 PAIRS = 20
+# By what a mode of kube-proxy is seen to be in force.
+TRACES = {
+    "proxy-mode=ipvs": "ip link show kube-ipvs0",
+    "proxy-mode=nftables": "nft list chain ip kube-proxy services",
+}
 SYMPTOMS = {name for name, fault in KNOWN.items() if fault.layer == SYMPTOM}
 
 
@@ -81,6 +89,8 @@ def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Row
 
 
 def test_a_lab_without_faults_is_left(lab: Lab, playbooks: Playbooks, rows: table.Rows) -> None:
+    for oddity in oddities(lab):
+        cluster.must(lab, lab.servers[0], TRACES[oddity])
     run = playbooks.run("fix_network.yml")
     rows[f"none ({shape(lab)})"] = table.row([], run)
     assert (run.code, run.named, run.changed) == (0, [], 0), run.output
