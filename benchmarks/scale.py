@@ -70,8 +70,8 @@ def main() -> None:
         print(f"  {name:<42} {statistics.median(values):8.2f} {min(values):8.2f} {max(values):8.2f}")
     overlays = json.loads(REPORT.read_text())["now"]["overlays"]
     print("between all nodes: " + ", ".join(f"{name} {overlay['verdict']}" for name, overlay in overlays.items()))
-    unknown = [overlay["why"] for overlay in overlays.values() if overlay["verdict"] == "unknown"]
-    print(*(unknown[0] if unknown else []), sep="\n")
+    for why in next((each["why"] for each in overlays.values() if each["verdict"] == "unknown"), []):
+        print(f"  {why}")
 
 
 def prepare(members: list[cluster.Member], *, sick: bool) -> None:
