@@ -33,6 +33,7 @@ description:
   - Which connections a pod has, its node alone knows. Where M(netmend_pod_connections) runs there, a pod goes when it
     has none, and 15 s have passed for kube-proxies and ingress controllers to learn of it. Otherwise it goes when
     O(drain_seconds) are over. Then it gets SIGTERM and its grace period.
+  - Returns when all that were told to end have ended.
   - Where a replacement does not come up, this stops, and puts the pods back into service whose replacements are not
     there. What was interrupted is finished by running it again, as pods that were taken out carry the annotation
     C(netmend/released).
@@ -63,7 +64,9 @@ options:
     type: int
     default: 60
   parallel:
-    description: Pods that are under way at once; each needs its memory twice meanwhile.
+    description:
+      - Pods whose replacements are under way at once. Those that are replaced and only drain do not count, up to twice
+        as many. Each needs its memory twice until it has ended.
     type: int
     default: 5
   timeout:

@@ -10,6 +10,7 @@ The ways, the safest first:
   the controller's selector that no Service asks for, as every ReplicaSet of a Deployment has (pod-template-hash).
 - release: all of these labels go at once, while others serve. So it is for DaemonSets.
 - evict: the pod is deleted by the Eviction API while others serve. What it is just answering has its grace period.
+Who only drains, out of its Services and replaced, holds up nobody else.
 Source for what controllers do with labels: pkg/controller/controller_ref_manager.go of kubernetes/kubernetes.
 """
 
@@ -47,13 +48,14 @@ MIRROR = "kubernetes.io/config.mirror"
 TEMPLATE_HASH = "pod-template-hash"
 SURGE, RELEASE, EVICT, UNDER_WAY, LEFT = "surge", "release", "evict", "under way", ""
 ORDER = (UNDER_WAY, SURGE, RELEASE, EVICT, LEFT)
+DRAINING = 2  # times Wish.parallel, pods that may drain meanwhile: each has its memory beside its replacement's
 
 
 class Wish(NamedTuple):
     networks: Tuple[Network, ...]  # where addresses are to be
     excluded: FrozenSet[str] = frozenset()  # namespaces whose pods are left
     recreate: bool = False  # whether pods go, too, that no other one stands in for
-    parallel: int = 5  # pods under way at once
+    parallel: int = 5  # pods whose replacements are under way at once
 
 
 class Replacement(NamedTuple):
@@ -97,7 +99,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
     planned = view.plan()
     for each in planned:
         todo[each.way].append(each)
-    steps = []
+    steps, drains = [], []
     for each in todo[UNDER_WAY]:
         missing = view.missing(each.owner) or view.deserted(each)
         labels = view.service_labels(each)
@@ -108,8 +110,9 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         elif view.in_slices(each):
             waits[each.pod] = f"{each.pod} is still in an EndpointSlice"
         else:
-            steps.append(Step(each, "delete"))
-    free = wish.parallel - len(todo[UNDER_WAY])
+            drains.append(Step(each, "delete"))
+    room = (1 + DRAINING) * wish.parallel - len(todo[UNDER_WAY])
+    free = min(room, wish.parallel - view.awaited(todo[UNDER_WAY]))
     starts = [Step(each, "label", view.controller_labels(each)) for each in todo[SURGE]]
     held = {}
     for each in _first_of_each_owner(todo[RELEASE]):
@@ -119,14 +122,17 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         else:
             starts.append(Step(each, "label", view.all_labels(each)))
     steps += starts[: max(free, 0)]
-    if not steps and not waits and todo[EVICT]:
+    idle = not steps and not waits
+    steps += drains
+    if idle and todo[EVICT]:
         each = todo[EVICT][0]
         wait = view.obstacle(each)
         if wait:
-            waits[each.owner] = wait
+            held[each.owner] = wait
         else:
             steps.append(Step(each, "evict"))
-    return Due(planned, steps, waits if steps else {**held, **waits})
+    waits = waits if steps else {**held, **waits}
+    return Due(planned, steps, waits if steps or waits else view.ending())
 
 
 def without_labels(pod: Object, owner: str, labels: Iterable[str]) -> Object:
@@ -193,7 +199,8 @@ class _View:
     def __init__(self, state: State, wish: Wish) -> None:
         self.wish = wish
         self.nodes = {item["metadata"]["name"]: parse.node(item) for item in state["nodes"]}
-        self.pods = [_pod(item, wish.networks) for item in state["pods"] if _runs(item)]
+        self.pods = [_pod(item, wish.networks) for item in state["pods"] if _runs(item) and not _ends(item)]
+        self._ending = [_pod(item, wish.networks) for item in state["pods"] if _runs(item) and _ends(item)]
         self.by_uid = {pod.facts["uid"]: pod for pod in self.pods}
         self.owned: Dict[str, List[_Pod]] = defaultdict(list)
         for pod in self.pods:
@@ -248,6 +255,18 @@ class _View:
                     return f"{pod.name} is not yet in the EndpointSlices of the Service {_key(service)}"
         return ""
 
+    def awaited(self, under_way: Iterable[Replacement]) -> int:
+        """How many of these are yet to be replaced; the others only drain."""
+        owners = Counter(each.owner for each in under_way)
+        serving = Counter(each.owner for each in under_way if self.service_labels(each) or self.in_slices(each))
+        return sum(max(serving[owner], min(count, self._lacking(owner))) for owner, count in owners.items())
+
+    def _lacking(self, owner: str) -> int:
+        """How many Ready pods an owner lacks, but for those of before."""
+        controller, pods = self.controllers.get(owner), self.owned[owner]
+        ill = sum(not pod.facts["ready"] and not pod.outside for pod in pods)
+        return ill + max(0, _wanted(controller) - len(pods)) if controller else 0
+
     def obstacle(self, replacement: Replacement) -> str:
         """Why a pod that others stand in for may not go just now."""
         pod = self.by_uid[replacement.uid]
@@ -263,6 +282,11 @@ class _View:
             if not self.endpoints[_key(service)] & others:
                 return f"the Service {_key(service)} has no other endpoint than {replacement.pod}"
         return ""
+
+    def ending(self) -> Dict[str, str]:
+        """Pods that were told to end, and have their addresses until they do; on a node that is down they never do."""
+        ends = (pod for pod in self._ending if pod.outside and not pod.facts["host_network"] and self._node_ready(pod))
+        return {pod.name: f"{pod.name} has not ended" for pod in ends}
 
     def in_slices(self, replacement: Replacement) -> bool:
         return replacement.uid in self.sliced
@@ -409,7 +433,11 @@ def _outside(item: Object, wanted: Tuple[Network, ...]) -> bool:
 
 
 def _runs(item: Object) -> bool:
-    return "deletionTimestamp" not in item["metadata"] and item["status"].get("phase") not in ("Succeeded", "Failed")
+    return item["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _ends(item: Object) -> bool:
+    return "deletionTimestamp" in item["metadata"]
 
 
 def _selects(service: Object) -> bool:
