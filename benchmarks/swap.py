@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--lab", default=os.environ.get("NETMEND_LAB", "swap"), help="a lab that is up, on Flannel")
     parser.add_argument("--drain", type=int, default=60, help="seconds that a pod with connections goes on")
     parser.add_argument("--parallel", type=int, default=3, help="pods that are replaced at once")
+    parser.add_argument("--steps", action="store_true", help="show each step with its time, too")
     arguments = parser.parse_args()
     lab = machines.recall(arguments.lab)
     given = {
@@ -47,6 +48,8 @@ def main() -> None:
                 run = playbooks.run(f"playbooks/{book}.yml", *extra, limit=1200)
                 ended = time.time()
             assert run.code in (0, 2), run.output
+            if arguments.steps:
+                print(run.output)
             show(f"{book}.yml, {len(lab.servers)}+{len(lab.machines) - len(lab.servers)}", run, clients, began, ended)
 
 
