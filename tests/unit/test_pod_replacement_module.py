@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 from pathlib import Path
 from typing import Any, Callable
 
@@ -126,6 +128,35 @@ def test_a_pod_goes_when_its_node_says_that_nobody_is_connected_to_it(
     monkeypatch.setattr(cluster, "delete", deleted)
     result = replace(drain_seconds=10**6, timeout=10**6)
     assert (len(result["replaced"]), cluster.ended[-1]) == (3, f"default/{busy['name']}")
+
+
+def test_it_returns_when_those_that_were_deleted_have_ended(
+    replace: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, threads = cluster.delete, []
+
+    def told(name: str, uid: str) -> int:
+        with cluster.changed:
+            pod = copy.deepcopy(cluster.objects["pods"][uid])
+            pod["metadata"]["deletionTimestamp"] = "2026-11-21T08:34:28Z"
+            cluster.put("pods", pod)
+        threads.append(threading.Timer(0.3, delete, (name, uid)))
+        threads[-1].start()
+        return 200
+
+    monkeypatch.setattr(cluster, "delete", told)
+    result = replace()
+    assert (len(result["replaced"]), len(cluster.ended)) == (3, 3)
+    for thread in threads:
+        thread.join()
+
+
+def test_who_does_not_end_is_named(replace: Run, cluster: Cluster) -> None:
+    (first, *_) = cluster.state()["pods"]
+    first["metadata"].update(deletionTimestamp="2026-11-21T08:34:28Z", labels={})
+    cluster.put("pods", first)
+    result = replace(timeout=1)
+    assert result["msg"].startswith(f"default/{first['metadata']['name']} has not ended, which was waited for 1 s.")
 
 
 def test_check_mode_says_what_would_be_done(replace: Run, cluster: Cluster, server: Server) -> None:
