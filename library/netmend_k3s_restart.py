@@ -18,7 +18,8 @@ short_description: Restart K3s on a node and wait until the node is Ready again
 description:
   - Restarts the node's one running unit of K3s (k3s.service or k3s-agent.service), or O(unit), which may have been
     stopped. Pods go on running meanwhile.
-  - A server is restarted only while every other server says on /readyz that it is well, its etcd member included.
+  - A server is restarted only while every other server says on /readyz that it is well, its etcd member included. For
+    half a minute this is waited for, as one of them may just have been restarted itself.
   - Waits until the unit is active, the kubelet has reported the node as Ready since the restart, Flannel has written
     its C(subnet.env) again where it runs, and, on a server, /readyz says ok. Fails with what is missing of that.
   - Always restarts, as it is asked for where something running is wrong that no file shows. Run it on one server at a
@@ -76,6 +77,7 @@ seconds:
 
 UNITS = ("k3s.service", "k3s-agent.service")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
+SETTLE = 30  # seconds until servers have to be well before another one is restarted
 POLL = 0.5  # seconds; there is no one thing to wait on that says all of it
 
 
@@ -94,7 +96,8 @@ def main() -> None:
     unit = module.params["unit"] or next(running, "")
     if not unit:
         module.fail_json(msg=f"None of {', '.join(UNITS)} is active here: there is nothing that could be restarted.")
-    unwell = _unwell(module.params["servers"]) if unit == "k3s.service" else ""
+    patience = 0 if module.check_mode else SETTLE
+    unwell = _still_unwell(module.params["servers"], patience) if unit == "k3s.service" else ""
     if unwell:
         module.fail_json(msg=f"{unit} is not restarted, as etcd could lose its quorum: {unwell}. Mend that first.")
     before = _shown(module, unit)
@@ -104,6 +107,16 @@ def main() -> None:
         result["seconds"] = _restart(module, unit)
     result["diff"]["after"] = f"{unit} restarted\n"
     module.exit_json(**result)
+
+
+def _still_unwell(servers: list[str], patience: float) -> str:
+    """The same as _unwell(), asked until all are well or so many seconds are over."""
+    until = time.monotonic() + patience
+    while True:
+        unwell = _unwell(servers)
+        if not unwell or time.monotonic() >= until:
+            return unwell
+        time.sleep(POLL)
 
 
 def _unwell(servers: list[str]) -> str:

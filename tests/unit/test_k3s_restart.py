@@ -38,7 +38,9 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Runs the module on a node with this unit and these answers; "asked": what systemctl was told."""
     module = loaded("library/netmend_k3s_restart.py")
 
-    def run(unit: str, answers: dict[str, Any], /, entered: float = 1e9, **arguments: Any) -> dict[str, Any]:
+    def run(
+        unit: str, answers: dict[str, Any], /, entered: float = 1e9, settle: float = 0, **arguments: Any
+    ) -> dict[str, Any]:
         program = tmp_path / "systemctl"
         program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("ENTERED", str(int(entered * 1e6))))
         program.chmod(0o755)
@@ -49,6 +51,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
             def get(self, path: str) -> tuple[int, str]:
                 answer = answers[self.server if "readyz" in path else "node"]
+                answer = answer.pop(0) if isinstance(answer, list) else answer
                 if isinstance(answer, Exception):
                     raise answer
                 return answer if isinstance(answer, tuple) else (200, json.dumps(answer))
@@ -58,6 +61,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(module, "kubelet_credentials", lambda: "kubelet")
         monkeypatch.setattr(module, "SUBNET_ENV", tmp_path / "none")
         monkeypatch.setattr(module, "POLL", 0.01)
+        monkeypatch.setattr(module, "SETTLE", settle)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
         with patch_module_args({"node": "n", **arguments}), pytest.raises(SystemExit):
             module.main()
@@ -100,6 +104,15 @@ def test_no_server_is_restarted_while_another_is_not_well(
     assert result["failed"] is True
     assert said in result["msg"]
     assert result["asked"] == []
+
+
+def test_a_server_that_is_not_well_yet_is_waited_for(restart: Run) -> None:
+    unwell = (500, "[-]etcd failed: reason withheld\n")
+    answers = {"https://10.0.0.101:6443": [unwell, unwell, (200, "ok")], "here": (200, "ok")}
+    answers["node"] = node(lastHeartbeatTime=now())
+    result = restart("k3s.service", answers, settle=60, servers=["10.0.0.101"])
+    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert answers["https://10.0.0.101:6443"] == []
 
 
 def test_the_only_server_may_be_restarted(restart: Run) -> None:
