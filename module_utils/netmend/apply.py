@@ -68,7 +68,7 @@ def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Ch
     resources = Resources(api)
     changes: List[Change] = []
     for stage in _stages(objects):
-        wanted = [change for change in _each(lambda item: _change(api, resources, item), stage) if change]
+        wanted = [change for change in _each(lambda item: _change(api, resources, item, dry_run), stage) if change]
         changes += [change for change, _ in wanted]
         if dry_run:
             continue
@@ -151,11 +151,14 @@ def _each(do: Callable[[Any], Any], items: Iterable[Any]) -> List[Any]:
         return list(pool.map(do, items))
 
 
-def _change(api: Api, resources: Resources, item: Object) -> Optional[Tuple[Change, Object]]:
-    """What applying an object would change, and the object; None where it is as it has to be."""
+def _change(api: Api, resources: Resources, item: Object, dry_run: bool) -> Optional[Tuple[Change, Object]]:
+    """What applying an object would change, and the object; None where it is as it has to be.
+
+    One that is not there is written in any case, and what the API makes of it is not asked before.
+    """
     path = resources.path(item)
     live = api.item(path) if path else None
-    after = _would_be(api, path, item) if path else item
+    after = _would_be(api, path, item) if path and (live or dry_run) else item
     if live and _plain(live) == _plain(after):
         return None
     return Change(named(item), live, after), item

@@ -113,6 +113,19 @@ def test_definitions_come_first_then_namespaces_then_the_rest():
     ]
 
 
+def test_of_what_is_not_there_the_api_is_asked_once():
+    server, asked = Server(), []
+    send = server.send
+    server.send = lambda method, path, *rest, **more: asked.append(path) or send(method, path, *rest, **more)
+    apply(server, ALL)
+    assert len(asked) == len(ALL)
+    asked.clear()
+    server.stored["/api/v1/namespaces/calico/configmaps/config"]["data"] = {"mtu": "1500"}
+    apply(server, ALL)
+    assert len([path for path in asked if "dryRun" in path]) == len(ALL)
+    assert len(asked) == len(ALL) + 1
+
+
 def test_a_second_time_changes_nothing():
     server = Server()
     apply(server, ALL)
