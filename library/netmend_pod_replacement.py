@@ -64,9 +64,7 @@ options:
     type: int
     default: 60
   parallel:
-    description:
-      - Pods whose replacements are under way at once. Those that are replaced and only drain do not count, up to twice
-        as many. Each needs its memory twice until it has ended.
+    description: Pods that are under way at once; each needs its memory twice meanwhile.
     type: int
     default: 5
   timeout:

@@ -10,7 +10,6 @@ The ways, the safest first:
   the controller's selector that no Service asks for, as every ReplicaSet of a Deployment has (pod-template-hash).
 - release: all of these labels go at once, while others serve. So it is for DaemonSets.
 - evict: the pod is deleted by the Eviction API while others serve. What it is just answering has its grace period.
-Who only drains, out of its Services and replaced, holds up nobody else.
 Source for what controllers do with labels: pkg/controller/controller_ref_manager.go of kubernetes/kubernetes.
 """
 
@@ -48,14 +47,13 @@ MIRROR = "kubernetes.io/config.mirror"
 TEMPLATE_HASH = "pod-template-hash"
 SURGE, RELEASE, EVICT, UNDER_WAY, LEFT = "surge", "release", "evict", "under way", ""
 ORDER = (UNDER_WAY, SURGE, RELEASE, EVICT, LEFT)
-DRAINING = 2  # times Wish.parallel, pods that may drain meanwhile: each has its memory beside its replacement's
 
 
 class Wish(NamedTuple):
     networks: Tuple[Network, ...]  # where addresses are to be
     excluded: FrozenSet[str] = frozenset()  # namespaces whose pods are left
     recreate: bool = False  # whether pods go, too, that no other one stands in for
-    parallel: int = 5  # pods whose replacements are under way at once
+    parallel: int = 5  # pods under way at once
 
 
 class Replacement(NamedTuple):
@@ -99,7 +97,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
     planned = view.plan()
     for each in planned:
         todo[each.way].append(each)
-    steps, drains = [], []
+    steps = []
     for each in todo[UNDER_WAY]:
         missing = view.missing(each.owner) or view.deserted(each)
         labels = view.service_labels(each)
@@ -110,9 +108,8 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         elif view.in_slices(each):
             waits[each.pod] = f"{each.pod} is still in an EndpointSlice"
         else:
-            drains.append(Step(each, "delete"))
-    room = (1 + DRAINING) * wish.parallel - len(todo[UNDER_WAY])
-    free = min(room, wish.parallel - view.awaited(todo[UNDER_WAY]))
+            steps.append(Step(each, "delete"))
+    free = wish.parallel - len(todo[UNDER_WAY])
     starts = [Step(each, "label", view.controller_labels(each)) for each in todo[SURGE]]
     held = {}
     for each in _first_of_each_owner(todo[RELEASE]):
@@ -122,9 +119,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         else:
             starts.append(Step(each, "label", view.all_labels(each)))
     steps += starts[: max(free, 0)]
-    idle = not steps and not waits
-    steps += drains
-    if idle and todo[EVICT]:
+    if not steps and not waits and todo[EVICT]:
         each = todo[EVICT][0]
         wait = view.obstacle(each)
         if wait:
@@ -254,18 +249,6 @@ class _View:
                 if pod.facts["ready"] and pod.facts["uid"] not in self.endpoints[_key(service)]:
                     return f"{pod.name} is not yet in the EndpointSlices of the Service {_key(service)}"
         return ""
-
-    def awaited(self, under_way: Iterable[Replacement]) -> int:
-        """How many of these are yet to be replaced; the others only drain."""
-        owners = Counter(each.owner for each in under_way)
-        serving = Counter(each.owner for each in under_way if self.service_labels(each) or self.in_slices(each))
-        return sum(max(serving[owner], min(count, self._lacking(owner))) for owner, count in owners.items())
-
-    def _lacking(self, owner: str) -> int:
-        """How many Ready pods an owner lacks, but for those of before."""
-        controller, pods = self.controllers.get(owner), self.owned[owner]
-        ill = sum(not pod.facts["ready"] and not pod.outside for pod in pods)
-        return ill + max(0, _wanted(controller) - len(pods)) if controller else 0
 
     def obstacle(self, replacement: Replacement) -> str:
         """Why a pod that others stand in for may not go just now."""

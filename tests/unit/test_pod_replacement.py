@@ -111,33 +111,6 @@ def test_no_more_go_than_are_allowed_at_once() -> None:
     assert [each.way for each in plan(made.state(), WISH)] == ["under way"] * 3 + ["surge"]
 
 
-def test_who_only_drains_holds_up_nobody() -> None:
-    made = served(cluster(deployment={"name": "web", "replicas": 8}))
-    one_by_one = WISH._replace(parallel=1)
-    under_way = []
-    for _ in range(3):
-        start = next(step for step in due(made.state(), one_by_one).steps if "pod-template-hash" in step.labels)
-        under_way.append(start.replacement.pod)
-        do(made, start)
-        again = due(made.state(), one_by_one).steps[0]
-        assert (again.replacement.pod, again.labels) == (start.replacement.pod, ("app",))
-        do(made, again)
-    steps = due(made.state(), one_by_one).steps
-    assert [(step.action, step.replacement.pod) for step in steps] == [("delete", pod) for pod in sorted(under_way)]
-    do(made, steps[0])
-    assert {step.action for step in due(made.state(), one_by_one).steps} == {"delete", "label"}
-
-
-def test_whoever_is_evicted_does_not_wait_for_those_who_drain() -> None:
-    made = served(cluster(daemonset={"name": "web"}, statefulset={"name": "db", "replicas": 2}))
-    drains = WISH._replace(parallel=10)
-    while any(step.action == "label" for step in due(made.state(), drains).steps):
-        do(made, next(step for step in due(made.state(), drains).steps if step.action == "label"))
-    steps = due(made.state(), drains).steps
-    assert [step.action for step in steps] == ["delete"] * 3 + ["evict"]
-    assert steps[-1].replacement.pod == "default/db-1"
-
-
 def test_those_that_were_told_to_end_are_waited_for_at_last() -> None:
     made = cluster(deployment={"name": "web", "replicas": 1})
     (pod,) = made.objects["pods"].values()
