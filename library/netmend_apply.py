@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.apply import apply, differences, named, remove
-from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
+from ansible.module_utils.netmend.kube import RESTART, Api, ApiError, k3s_credentials
 
 DOCUMENTATION = r"""
 module: netmend_apply
@@ -13,6 +13,7 @@ short_description: Apply objects of Kubernetes from a K3s server
 description:
   - Applies objects on the server's side, as C(netmend), and says what that changed. What others set on them stays.
   - Definitions of kinds come first and are waited for, then namespaces, then everything else at once.
+  - An API that takes no connection, as while K3s restarts, is asked again for 90 s.
   - Needs nothing but Python on the server.
 author: netmend maintainers
 options:
@@ -70,7 +71,7 @@ def main():
     refuse_wrong(module, objects)
     bring = apply if module.params["state"] == "present" else remove
     try:
-        changes = bring(Api(k3s_credentials(), timeout=60), objects, dry_run=module.check_mode)
+        changes = bring(Api(k3s_credentials(), timeout=60, patience=RESTART), objects, dry_run=module.check_mode)
     except ApiError as error:
         module.fail_json(msg=str(error))
     result = {"changed": bool(changes), "objects": [change.what for change in changes]}

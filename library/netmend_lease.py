@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials
+from ansible.module_utils.netmend.kube import RESTART, Api, ApiError, k3s_credentials
 from ansible.module_utils.netmend.lease import Claim, LeaseHeld, give_back, take
 
 DOCUMENTATION = r"""
@@ -83,10 +83,9 @@ def main():
         module.exit_json(changed=False)
     holder = module.params["holder"]
     try:
-        api = Api(k3s_credentials())
         if module.params["state"] == "released":
-            module.exit_json(changed=give_back(api, holder), holder="")
-        take(api, Claim(holder, module.params["duration"], module.params["dead"]))
+            module.exit_json(changed=give_back(Api(k3s_credentials(), patience=RESTART), holder), holder="")
+        take(Api(k3s_credentials()), Claim(holder, module.params["duration"], module.params["dead"]))
     except LeaseHeld as error:
         module.fail_json(msg=str(error), holder=error.holder)
     except ApiError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.declared import at_least
-from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials, kubeconfig_credentials
+from ansible.module_utils.netmend.kube import RESTART, Api, ApiError, k3s_credentials, kubeconfig_credentials
 from ansible.module_utils.netmend.mirror import Mirror
 from ansible.module_utils.netmend.pod_replacement import LEFT, PATHS, Replacement, Wish, networks, plan
 from ansible.module_utils.netmend.pod_replacement_apply import Limits, NotReplaced, Replacer
@@ -162,7 +162,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     kubeconfig = module.params["kubeconfig"]
     try:
-        api = Api(kubeconfig_credentials(kubeconfig) if kubeconfig else k3s_credentials())
+        api = Api(kubeconfig_credentials(kubeconfig) if kubeconfig else k3s_credentials(), patience=RESTART)
         objects = Mirror(api, PATHS)
     except ApiError as error:
         module.fail_json(msg=f"The pods cannot be read: {error}")

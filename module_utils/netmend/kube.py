@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
@@ -26,6 +27,8 @@ K3S_SERVER = "https://127.0.0.1:6443"
 DEFAULT_CLUSTER_CIDR = "10.42.0.0/16"
 DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
+RESTART = 90  # seconds that K3s may take to start, and its API to answer
+AGAIN = 1.0  # seconds until a server that could not be reached is asked again
 _JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"  # lists are merged by their keys: conditions by type
@@ -94,9 +97,10 @@ def kubeconfig_credentials(path: Optional[str], server: str = "") -> Credentials
 class Api:
     """Requests over one connection for each thread."""
 
-    def __init__(self, credentials: Credentials, timeout: float = 20) -> None:
+    def __init__(self, credentials: Credentials, timeout: float = 20, patience: float = 0) -> None:
+        """patience: seconds that a server which takes no connection, or ends it, is asked again: K3s restarts there."""
         self.server = credentials.server.rstrip("/")
-        self.timeout = timeout
+        self.timeout, self.patience = timeout, patience
         self._url = urlsplit(self.server)
         self._headers = {"Accept": "application/json"}
         if credentials.authorization:
@@ -198,6 +202,16 @@ class Api:
             connection.close()
 
     def _answer(self, method: str, path: str, text: Optional[str], headers: Mapping[str, str]) -> Tuple[int, str]:
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return self._answer_now(method, path, text, headers)
+            except ConnectionError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(AGAIN)
+
+    def _answer_now(self, method: str, path: str, text: Optional[str], headers: Mapping[str, str]) -> Tuple[int, str]:
         connection: Optional[http.client.HTTPSConnection] = getattr(self._local, "connection", None)
         if connection:
             try:

@@ -337,6 +337,25 @@ def test_nobody_there(cluster: Cluster, tls: Path) -> None:
             gather_cluster(Api(k3s_credentials(server, str(tls)), timeout=0.2))
 
 
+def test_a_server_that_restarts_is_asked_again_where_there_is_patience(
+    cluster: Cluster, tls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, refusals = Api._ask, [ConnectionResetError(), ConnectionRefusedError(), ConnectionRefusedError()]
+
+    def refused(self: Api, *arguments: Any) -> tuple[int, str]:
+        if refusals:
+            raise refusals.pop()
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(Api, "_ask", refused)
+    monkeypatch.setattr(kube, "AGAIN", 0)
+    credentials = k3s_credentials(cluster.url, str(tls))
+    with pytest.raises(ApiError, match="cannot be reached"):
+        Api(credentials).get("/none")
+    assert Api(credentials, patience=60).get("/none")[0] == 404
+    assert refusals == []
+
+
 def test_a_machine_that_is_no_server(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match=r"server-ca.crt: No such file.*name a kubeconfig"):
         k3s_credentials("", str(tmp_path))
