@@ -286,15 +286,14 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
     options = gates.options(want, cluster, underlay)._asdict()
     common = {"refusals": [], "drop_ins": _drop_ins(nodes)}
     if not back:
-        canary = order.canary(standing, nodes, cluster, want.canary)
         return {
             **common,
             "notes": gates.notes(*asked),
             "phase": standing["phase"],
             "backup": standing["phase"] in ("none", "installed"),
             "options": options,
-            "canary": canary,
-            "steps": order.flip(standing, cluster, want.batch, want.canary, tried=bool(canary)),
+            "canary": order.canary(standing, nodes, cluster, want.canary),
+            "steps": order.flip(standing, cluster, want.batch, want.canary),
             "cidrs": [options["pool"]],
             "commands": order.clean(standing),
             "annotations": order.old_annotations(standing),

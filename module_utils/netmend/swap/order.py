@@ -34,14 +34,15 @@ def canary(state: State, nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, 
     return begun[0] if begun else wanted if wanted in agents else _least_busy(cluster, agents)
 
 
-def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "", tried: bool = False) -> List[List[str]]:
+def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
     """The nodes that are yet to be flipped, by steps; those of one step may be restarted at once.
 
     Servers come first, one by one: etcd can lose one, and agents take the settings over from any of them when they
-    start. Then agents in batches; the first of them alone, unless one is flipped already, or Calico was tried on one.
+    start. Then one agent alone, unless one is flipped already, and the others in batches.
     """
-    done = [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])]
-    return _steps(cluster, done, batch, canary, tried)
+    return _steps(
+        cluster, [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])], batch, canary
+    )
 
 
 def flip_back(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
@@ -49,13 +50,11 @@ def flip_back(state: State, cluster: ClusterFacts, batch: int, canary: str = "")
     return _steps(cluster, [name for name, node in state["nodes"].items() if is_back(node)], batch, canary)
 
 
-def _steps(
-    cluster: ClusterFacts, done: Collection[str], batch: int, canary: str, tried: bool = False
-) -> List[List[str]]:
+def _steps(cluster: ClusterFacts, done: Collection[str], batch: int, canary: str) -> List[List[str]]:
     roles = {node["name"]: node["role"] for node in cluster["nodes"]}
     servers = sorted(name for name, role in roles.items() if role == "server" and name not in done)
     agents = sorted(name for name, role in roles.items() if role == "agent" and name not in done)
-    untried = agents and not tried and not any(role == "agent" and name in done for name, role in roles.items())
+    untried = agents and not any(role == "agent" and name in done for name, role in roles.items())
     first = [canary if canary in agents else _least_busy(cluster, agents)] if untried else []
     others = [name for name in agents if name not in first]
     batches = [others[start : start + batch] for start in range(0, len(others), batch)]

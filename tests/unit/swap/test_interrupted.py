@@ -24,7 +24,7 @@ Way = Callable[[Captured], Iterator[str]]
 def forth(cluster: Captured) -> Iterator[str]:
     now = allowed(cluster, gates)
     canary = order.canary(now, cluster.nodes, cluster.cluster)
-    steps = order.flip(now, cluster.cluster, WANTED.batch, tried=bool(canary))
+    steps = order.flip(now, cluster.cluster, WANTED.batch)
     if canary:
         give_calico(cluster, canary)
         yield f"{canary} tries Calico"

@@ -59,11 +59,6 @@ def test_servers_one_by_one_then_one_agent_then_the_others_in_batches(larger: Ca
     assert steps(larger, batch=10, canary="agent3")[3:] == [["agent3"], ["agent0", "agent1", "agent2", "agent4"]]
 
 
-def test_where_calico_was_tried_on_an_agent_no_other_goes_first(larger: Captured) -> None:
-    state = read(larger.nodes, larger.cluster)
-    assert flip(state, larger.cluster, 3, tried=True)[3:] == [["agent0", "agent1", "agent2"], ["agent3", "agent4"]]
-
-
 def test_one_agent_tries_it_before_anything_is_flipped(larger: Captured) -> None:
     def tries(wanted: str = "") -> str:
         return canary(read(larger.nodes, larger.cluster), larger.nodes, larger.cluster, wanted)
