@@ -123,7 +123,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
         each = todo[EVICT][0]
         wait = view.obstacle(each)
         if wait:
-            held[each.owner] = wait
+            waits[each.owner] = wait
         else:
             steps.append(Step(each, "evict"))
     waits = waits if steps else {**held, **waits}
