@@ -184,7 +184,7 @@ def test_ingress_controllers_are_asked_what_they_say_themselves(port: int) -> No
 def action(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The action plugin's run, with a module that says what it was given."""
     plugin = loaded("plugins/action/netmend_connectivity.py")
-    monkeypatch.setattr(plugin.Normal, "run", lambda self, *_: {"given": dict(self._task.args)})
+    monkeypatch.setattr(plugin.Bare, "run", lambda self, *_: {"given": dict(self._task.args)})
 
     def run(**arguments: Any) -> dict[str, Any]:
         made = object.__new__(plugin.ActionModule)

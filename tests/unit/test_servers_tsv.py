@@ -36,11 +36,15 @@ def listed(source: Path, **environment: str) -> dict[str, Any]:
 
 
 def variables(inventory: dict[str, Any], host: str) -> dict[str, Any]:
-    """Of a host; text that is not to be templated is listed with a mark that says so."""
+    """Of a host; text that is not to be templated is listed with a mark that says so.
+
+    Without inject_facts_as_vars Ansible itself adds an empty ``ansible_local`` to every host.
+    """
     listed = inventory["_meta"]["hostvars"].get(host, {})
     return {
         name: value.get("__ansible_unsafe", value) if isinstance(value, dict) else value
         for name, value in listed.items()
+        if name != "ansible_local"
     }
 
 

@@ -371,6 +371,7 @@ def _facts(directory, name, pods):
         "time": NOW,
         "clock": {"synchronized": True, "source": "chrony"},
         "certificates": [],
+        "unconfirmed": [],
         "errors": [],
         "k3s": _k3s(directory, name),
         "cni": _cni(directory, text("containerd-config.toml")),
