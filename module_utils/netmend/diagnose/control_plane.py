@@ -13,6 +13,10 @@ from .path import Paths
 from .registry import CONTROL_PLANE, Suspicion, fault
 
 CLOCK_TOLERANCE = 60.0  # seconds; nodes are not all asked at the same moment
+AFTERWARDS = (
+    " Then restart K3s on the servers, one by one: for {:.0f} s they would take the node for NotReady again and again, "
+    "whose heartbeats are older than its last ones."
+)
 SOON = 7 * 86400.0  # seconds
 NAMED_FILES = 3  # in a sentence
 
@@ -68,7 +72,11 @@ def disagreements(nodes: Mapping[str, NodeFacts]) -> Dict[str, str]:
 
 @fault("clock-skew", 33, "A node's clock is wrong", CONTROL_PLANE)
 def clock_skew(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    """Against the median of all nodes' clocks. Of two nodes that differ it cannot tell which one is wrong."""
+    """Against the median of all nodes' clocks. Of two nodes that differ it cannot tell which one is wrong.
+
+    Kubernetes takes a node for alive while its lease's renewTime grows (pkg/controller/nodelifecycle,
+    tryUpdateNodeHealth), and of a clock that is set back it does not, until it is as late as it was.
+    """
     now = _now(case)
     for node, facts in case.nodes.items() if len(case.nodes) > 1 else []:
         offset = facts["time"] - now
@@ -89,7 +97,8 @@ def clock_skew(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 role="",
                 nodes=[node],
                 command="chronyc makestep" if source == "chrony" else "timedatectl set-ntp true",
-                text="Set the clock by NTP, and see that its servers can be reached (UDP 123).",
+                text="Set the clock by NTP, and see that its servers can be reached (UDP 123)."
+                + (AFTERWARDS.format(offset) if offset > 0 else ""),
             ),
             confidence=0.95 if len(case.nodes) > 2 else 0.6,
             explains=ids(each for each in case.failed if case.outcome(each) == "tls" and node in paths.nodes(each)),
