@@ -13,10 +13,6 @@ from .path import Paths
 from .registry import CONTROL_PLANE, Suspicion, fault
 
 CLOCK_TOLERANCE = 60.0  # seconds; nodes are not all asked at the same moment
-AFTERWARDS = (
-    " Then restart K3s on the servers, one by one: for {:.0f} s they would take the node for NotReady again and again, "
-    "whose heartbeats are older than its last ones."
-)
 SOON = 7 * 86400.0  # seconds
 NAMED_FILES = 3  # in a sentence
 
@@ -97,8 +93,9 @@ def clock_skew(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 role="",
                 nodes=[node],
                 command="chronyc makestep" if source == "chrony" else "timedatectl set-ntp true",
-                text="Set the clock by NTP, and see that its servers can be reached (UDP 123)."
-                + (AFTERWARDS.format(offset) if offset > 0 else ""),
+                text="Set the clock by NTP, and see that its servers can be reached (UDP 123). If it was ahead, "
+                "restart K3s on the servers then, one by one: they take the node for NotReady again and again until "
+                "its heartbeats are as late as they were.",
             ),
             confidence=0.95 if len(case.nodes) > 2 else 0.6,
             explains=ids(each for each in case.failed if case.outcome(each) == "tls" and node in paths.nodes(each)),

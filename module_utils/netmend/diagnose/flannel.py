@@ -108,9 +108,7 @@ def vxlan_bad_checksum(case: Case, paths: Paths) -> Iterator[Suspicion]:
             ),
             confidence=0.9 if case.rose(node, CHECKSUMS) else 0.7,
             explains=explained,
-            ruled_out=[
-                "A loss on the way: the packets arrive, and are thrown away there as damaged."
-            ],
+            ruled_out=["A loss on the way: the packets arrive, and are thrown away there as damaged."],
         )
 
 

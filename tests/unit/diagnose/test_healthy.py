@@ -227,14 +227,7 @@ def test_of_two_clocks_that_differ_neither_is_believed(flannel):
     (finding,) = diagnose(flannel.run)
     assert (finding["fault"], finding["where"]) == ("clock-skew", ["agent0", "server0"])
     assert finding["confidence"] < 0.8
-
-
-@pytest.mark.parametrize(("skew", "said"), [(600.0, True), (-600.0, False)])
-def test_of_a_clock_that_was_ahead_it_is_said_what_stays_behind(flannel, skew, said):
-    flannel.node("agent0")["time"] += skew
-    (finding,) = diagnose(flannel.run)
-    assert finding["fault"] == "clock-skew"
-    assert ("restart K3s on the servers, one by one: for 600 s" in finding["remedy"]["text"]) == said
+    assert "If it was ahead, restart K3s on the servers then" in finding["remedy"]["text"]
 
 
 def test_a_lost_packet_is_not_the_fabrics_fault_where_the_senders_fdb_is_wrong(flannel):
