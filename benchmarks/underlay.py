@@ -28,28 +28,25 @@ PLAYBOOK = """
   gather_facts: false
   tasks:
     - name: Read every node's network state
-      netmend_node_info:
-      register: netmend_node_info
+      netmend_everywhere:
+        module: netmend_node_info
+        hosts: "{{ ansible_play_hosts_all | netmend_reading([]) }}"
+      register: netmend_read
+      run_once: true
     - name: Agree on a moment
       ansible.builtin.set_fact:
         netmend_facts: "{{ {'cluster': {'nodes': members}} }}"
       run_once: true
-    - name: Plan
-      ansible.builtin.set_fact:
-        orders: "{{ ansible_play_hosts_all | netmend_underlay_plan(hostvars, ansible_forks) }}"
-      run_once: true
     - name: Measure
-      netmend_underlay:
-        run: "{{ orders[inventory_hostname].run }}"
-        node: "{{ inventory_hostname }}"
-        address: "{{ orders[inventory_hostname].address }}"
-        peers: "{{ orders[inventory_hostname].peers }}"
-        start: "{{ orders[inventory_hostname].start }}"
-        vni: "{{ orders[inventory_hostname].vni }}"
-      register: netmend_underlay
+      netmend_everywhere:
+        module: netmend_underlay
+        hosts: "{{ ansible_play_hosts_all | netmend_underlay_plan(hostvars, ansible_forks) }}"
+        at_once: true
+      register: netmend_round
+      run_once: true
     - name: Keep what it said
       ansible.builtin.copy:
-        content: "{{ ansible_play_hosts_all | map('extract', hostvars) | map(attribute='netmend_underlay') | to_json }}"
+        content: "{{ netmend_round.answers.values() | to_json }}"
         dest: "{{ kept }}"
         mode: "0600"
       run_once: true

@@ -173,7 +173,7 @@ options:
     suboptions: *probe
   controllers:
     description:
-      - Pods of ingress-nginx on this node, as the filter P(netmend_controllers#filter) finds them. Once the probes are
+      - Pods of ingress-nginx on this node, as the filter P(netmend_probing#filter) finds them. Once the probes are
         done, the last five minutes of their log are counted, and their list of endpoints is asked for.
     type: list
     elements: dict

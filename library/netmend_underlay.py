@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import socket
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.underlay_apart import begin, fetch
+from ansible.module_utils.netmend.underlay import Order, Peer, measure
 
 DOCUMENTATION = r"""
 module: netmend_underlay
@@ -17,8 +19,8 @@ description:
   - Says what left, what of the peers' packets arrived at a device, what of that got past this host's firewall, what was
     answered and by whom, and which rules that drop or reject had more packets afterwards. The reports of all nodes tell
     what the network between them drops from what a node drops itself.
-  - Takes about 1.3 seconds longer than O(start) is ahead, and up to five in all where a peer is not heard. Where the
-    moment has passed already, it sends at once and says so.
+  - Takes about 1.3 seconds longer than O(start) is ahead. Where a peer is not heard it takes up to five in all, or twice
+    as long as O(start) is ahead if that is more. Where the moment has passed already, it sends at once and says so.
   - Changes nothing and disturbs nothing that runs. No port is opened, no connection is completed, no packet can be
     taken for one of an overlay. Does not fail because the network is sick.
   - A tunl0 counts five packets from each peer, which are dropped behind it for their wrong checksum.
@@ -54,23 +56,13 @@ options:
     description:
       - The moment to send, in seconds since the epoch on this node's clock. All nodes have to be told the same moment,
         and must have begun by then.
-      - One that is more than four seconds ahead is not waited for, and named in RV(netmend_underlay.errors), unless a
-        process of its own waits, as O(part) says.
+      - One that is more than 30 seconds ahead is not waited for, and named in RV(netmend_underlay.errors).
     type: float
     required: true
   vni:
     description: A VXLAN network identifier that no device of any node has.
     type: int
     default: 16777215
-  part:
-    description:
-      - With V(whole), the call lasts until all was measured, so that it has to run on all nodes at the same time.
-      - With V(begin), it returns at once, and a process of its own measures at O(start), which may be up to five
-        minutes ahead then. A call with V(fetch) and the same options takes what came. So nodes may be called in any
-        number at a time. What was not taken stays in C(/run/netmend) until the next boot.
-    type: str
-    choices: [whole, begin, fetch]
-    default: whole
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -104,13 +96,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-begun:
-  description: There is something to be taken with O(part=fetch).
-  returned: with O(part=begin)
-  type: bool
 netmend_underlay:
   description: What this node saw of the round. Moments are seconds since the epoch on its clock.
-  returned: unless O(part=begin)
+  returned: always
   type: dict
   contains:
     node:
@@ -189,7 +177,6 @@ def contract():
         "peers": {"type": "list", "elements": "dict", "required": True, "options": peer},
         "start": {"type": "float", "required": True},
         "vni": {"type": "int", "default": _VNIS - 1},
-        "part": {"type": "str", "choices": ["whole", "begin", "fetch"], "default": "whole"},
     }
     return {"argument_spec": options, "supports_check_mode": True}
 
@@ -197,33 +184,16 @@ def contract():
 def main():
     module = AnsibleModule(**contract())
     asked = module.params
-    if asked["part"] == "fetch":
-        order = (asked[name] for name in ("run", "node", "address", "start"))
-        module.exit_json(changed=False, netmend_underlay=fetch(*order))
     wrong = problem(asked)
     if wrong:
         module.fail_json(msg=wrong)
-    take = round_of(asked)
-    if asked["part"] == "begin":
-        begin(asked["run"], asked["node"], take)
-        module.exit_json(changed=False, begun=True)
-    module.exit_json(changed=False, netmend_underlay=take())
-
-
-def round_of(asked):
-    """What measures it, once it is called."""
-    # A call that only takes what came has no use for it, nor for what it imports.
-    from ansible.module_utils.netmend.underlay import Order, Peer, measure  # noqa: PLC0415
-
     own, *peers = [Peer(each["node"], each["address"]) for each in (asked, *asked["peers"])]
     order = Order(own=own, peers=peers, **{name: asked[name] for name in ("run", "start", "vni")})
-    return lambda: measure(order, alone=asked["part"] == "begin")
+    module.exit_json(changed=False, netmend_underlay=measure(order))
 
 
 def problem(params):
     """What is wrong with the arguments, as a clause that names it; "" where nothing is."""
-    import socket  # noqa: PLC0415  as above
-
     places = [("", params), *((f"peers[{index}].", peer) for index, peer in enumerate(params["peers"]))]
     for place, end in places:
         try:

@@ -35,8 +35,6 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
-_AMPLE = 1.25  # times what it took; where no call lasts until the moment, it may be later
-WHOLE, BEGIN = "whole", "begin"  # parts of netmend_underlay
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -82,31 +80,22 @@ def clocks(calls: Mapping[str, Call]) -> Dict[str, Clock]:
     return found
 
 
-class Lead(NamedTuple):
-    seconds: float  # from planning to the moment
-    part: str  # WHOLE: one call a node lasts until then; BEGIN: it only begins, and another takes what came
+def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> float:
+    """Seconds from planning to the moment: as long as it took to have a module run on all nodes.
 
-
-def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> Lead:
-    """As long as it took to have a module run on all nodes, and some more; ``forks``: on how many at a time.
-
-    Calls start one after the other, the later ones when earlier ones are over, and each takes an SSH connection and the
-    start of Python: 0.3 to 3 seconds, by how busy the machines are, and less once the connection is there. Who needs
-    longer than last time is late, and what could not be heard of it is unknown; ``late`` is by how much that happened
-    in a round before. Nobody waits longer than _LONGEST_WAIT for one that is slow.
-
-    Calls that wait for each other must not wait for their turn, and not for long, as a whole call takes less than five
-    seconds: where there are more nodes than forks, or calls take long to start, they begin only.
+    The calls before were on so many nodes at a time as there are ``forks``, and those of a round are on all. Each takes
+    an SSH connection and the start of Python: 0.3 to 3 seconds, by how busy the machines are, and less once the
+    connection is there. Who needs longer than last time is late, and what could not be heard of it is unknown; ``late``
+    is by how much that happened in a round before. Nobody waits longer than _LONGEST_WAIT for one that is slow.
     """
     calls = list(calls)
     if not calls:
-        return Lead(_UNMEASURED, WHOLE)
+        return _UNMEASURED
     starts = [call.received - call.sent - call.took for call in calls]
+    in_turn = len(calls) > forks
     launched = max(call.sent for call in calls) - min(call.sent for call in calls)
-    all_run = launched + min(max(starts), min(starts) + _LONGEST_WAIT) + late
-    if len(calls) <= forks and all_run <= _LONGEST_WAIT:
-        return Lead(max(all_run, _EARLIEST), WHOLE)
-    return Lead(all_run * _AMPLE, BEGIN)
+    before_the_last = sum(starts) / forks if in_turn else launched
+    return max(_EARLIEST, before_the_last + min(max(starts), min(starts) + _LONGEST_WAIT) + late)
 
 
 def plan_round(
@@ -126,7 +115,7 @@ def plan_round(
     """
     taking = {node["name"]: node for node in cluster["nodes"] if node["name"] in nodes and node["internal_ip"]}
     peers = sample.peers(sample.zones(taking.values()))
-    (ahead, part), offsets = lead(calls.values(), forks, late), clocks(calls)
+    ahead, offsets = lead(calls.values(), forks, late), clocks(calls)
     unused = _unused_vni(nodes.values())
     planned: Dict[str, Dict[str, object]] = {}
     for name, node in taking.items():
@@ -138,7 +127,6 @@ def plan_round(
             "peers": [{"node": peer, "address": taking[peer]["internal_ip"]} for peer in peers[name]],
             "start": now + ahead + clock.offset,
             "vni": unused,
-            "part": part,
         }
     return planned
 

@@ -24,11 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
 
-from . import node, underlay_apart
+from . import node
 from .counters import moved, rulesets
 from .model import UnderlayHeard, UnderlayReport, UnderlaySent, UnderlayTo
 from .sockets import ERRNO, queued
-from .underlay_apart import GRACE
 from .underlay_packets import (
     DF,
     IPIP,
@@ -54,8 +53,9 @@ from .underlay_packets import (
 )
 
 WINDOW = 0.9  # seconds in which all of them are sent
+GRACE = 0.3  # seconds to go on listening when all have sent: for answers and for what is under way
 LONGEST_CALL = 4.8  # seconds from the beginning; so long those are waited for who are behind
-LONGEST_WAIT = 4.0  # seconds; a moment further ahead is a clock that is wrong
+LONGEST_WAIT = 30.0  # seconds; a moment further ahead is a clock that is wrong
 
 # Bytes of IP packets with DF: the MTU of the device and what is smaller, twice; what frag-needed told, at last.
 SIZES = (9001, 8896, 8500, 4000, 2000, 1500, 1492, 1480, 1470, 1460, 1450, 1440, 1430, 1420, 1410, 1400, 1390, 1380,
@@ -93,18 +93,22 @@ class Route(NamedTuple):
     mtu: int  # of the device, bytes
 
 
-def measure(order: Order, alone: bool = False) -> UnderlayReport:
+def measure(order: Order) -> UnderlayReport:
     """Listens at once, sends from the agreed moment on, and says what came.
 
-    It ends GRACE after all peers were heard to the end, and LONGEST_CALL after it began if they are not. If the moment
-    was over already when it began, it sends at once; if it is more than LONGEST_WAIT ahead, the clock is not what it
-    was taken for, and it does the same. It does not raise where the network is sick: what could not be done stands in
-    ``errors``. Where no call lasts until then (``alone``), underlay_apart's limits are in the place of these.
+    It ends GRACE after all peers were heard to the end, and LONGEST_CALL after it began if they are not; where the
+    moment is far ahead, as long after it. If it was over already when this began, it sends at once; if it is more than
+    LONGEST_WAIT ahead, the clock is not what it was taken for, and it does the same. It does not raise where the
+    network is sick: what could not be done stands in ``errors``.
     """
     began = time.time()
-    report = underlay_apart.unknown(order.run, *order.own, order.start, began)
+    report: UnderlayReport = {
+        "node": order.own.name, "address": order.own.address, "run": order.run, "start": order.start,
+        "late": max(0.0, round(began - order.start, 3)), "listened": [0.0, 0.0], "sent": [0.0, 0.0],
+        "to": {}, "heard": {}, "moved": [], "overflow": 0, "errors": [],
+    }  # fmt: skip
     start = max(began, order.start)
-    if start - began > (underlay_apart.LONGEST_WAIT if alone else LONGEST_WAIT):
+    if start - began > LONGEST_WAIT:
         ahead = f"{start - began:.1f} s ahead on this node's clock"
         report["errors"].append(f"the agreed moment was {ahead}: not waited for")
         start = began
@@ -115,7 +119,7 @@ def measure(order: Order, alone: bool = False) -> UnderlayReport:
             report["errors"].append(f"cannot listen at {order.own.address}: {error.strerror or error}")
             return report
         report["listened"][0] = time.time()
-        _Round(order, ends, report).take(start, start + underlay_apart.LONGEST_ROUND if alone else began + LONGEST_CALL)
+        _Round(order, ends, report).take(start, began + max(LONGEST_CALL, 2 * (start - began)))
     return report
 
 

@@ -7,6 +7,7 @@ import base64
 import importlib.util
 import json
 import zlib
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,8 @@ _PREFIX = "ansible.module_utils"
 class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
     """Plugins derive from it, each for the module of its name, whose ``contract()`` are AnsibleModule's arguments."""
 
+    _is_bare = False
+
     def __init_subclass__(cls) -> None:
         cls._name = cls.__module__.rpartition(".")[2]
         cls._file = _ROOT / f"library/{cls._name}.py"
@@ -40,7 +43,15 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
             return super()._execute_module(module_name, module_args, **more)  # type: ignore[no-any-return]
         arguments = self.validate_argument_spec(**self._contract)[0].validated_parameters
         given = {"module": self._name, "sources": self._sources, "arguments": arguments}
+        self._is_bare = True
         return super()._execute_module(module_name="netmend_bare", module_args=given, **more)  # type: ignore[no-any-return]
+
+    def _parse_returned_data(self, res: dict[str, Any], profile: str) -> dict[str, Any]:
+        """Ansible's own way looks through all of it for what these modules never say."""
+        if self._is_bare:
+            with suppress(ValueError):
+                return {**json.loads(res["stdout"]), "_ansible_parsed": True}
+        return super()._parse_returned_data(res, profile)  # type: ignore[no-any-return]
 
 
 def _prepared(path: Path) -> tuple[dict[str, Any], str]:

@@ -38,6 +38,7 @@ from ansible.module_utils.netmend import (  # noqa: E402  as above
 from ansible.module_utils.netmend.diagnose import diagnose  # noqa: E402  as above
 from ansible.module_utils.netmend.diagnose.hops import walks  # noqa: E402  as above
 from ansible.module_utils.netmend.kube import with_config  # noqa: E402  as above
+from ansible.module_utils.netmend.model import CONTROLLER  # noqa: E402  as above
 from ansible.module_utils.netmend.report import text  # noqa: E402  as above
 from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402  as above
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402  as above
@@ -57,34 +58,42 @@ RESULTS = {
 # What one server does for all nodes.
 OF_SERVER = {"netmend_pods": "pod_replacement"}
 
+# What netmend_everywhere's results are kept as.
+READ, PROBED, ROUND, CHECKED = "netmend_read", "netmend_probed", "netmend_round", "netmend_checked"
+
 SAID = 300  # characters of an error that a report quotes
 
 Names = Sequence[str]
+Kept = Mapping[str, Any]  # variables that all hosts have
+
+
+def netmend_reading(names: Names, servers: Names) -> dict[str, Any]:
+    """Hosts -> the arguments of netmend_node_info, by host."""
+    return {name: {"cluster": name in servers} for name in names}
 
 
 def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
     """Hosts -> {"expected_nodes", "silent", "cluster"} of a Run, and "server": whose API was asked. Nodes' facts stay
-    with them.
+    in the answers.
 
     Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
     """
-    hosts = _hosts(names, hostvars)
+    kept = _kept(names, hostvars)
     expected, silent, clusters, refusals = [], {}, [], []
-    for host in hosts:
-        answer = host.get("netmend_node_info", {})
-        name = answer.get("netmend_node", {}).get("name", host["inventory_hostname"])
+    for host, answer in _answers(kept, READ).items():
+        name = answer.get("netmend_node", {}).get("name", host)
         expected.append(name)
         if "netmend_node" not in answer:
             silent[name] = " ".join(str(answer.get("msg", "")).split()).removeprefix("Task failed: ")[:SAID]
         if "netmend_cluster" in answer:
-            clusters.append((host["inventory_hostname"], answer["netmend_cluster"]))
+            clusters.append((host, answer["netmend_cluster"]))
         elif "netmend_cluster_error" in answer:
             refusals.append(f"{name}: {answer['netmend_cluster_error']}")
     if not clusters:
         said = "; ".join(refusals or [f"{name}: {why}" for name, why in silent.items()]) or "There is no server."
         raise AnsibleFilterError(f"No server's API gave the cluster's state. {said}")
     server, cluster = clusters[0]
-    known = with_config(cluster, _nodes(hosts))
+    known = with_config(cluster, _nodes(kept))
     return {"expected_nodes": expected, "silent": silent, "cluster": known, "server": server}
 
 
@@ -108,23 +117,31 @@ def netmend_plan(
     names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False
 ) -> dict[str, list[Any]]:
     """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them."""
-    hosts = _hosts(names, hostvars)
-    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
-    said = _plain(_stored(hosts, "netmend_edge"))
+    kept = _kept(names, hostvars)
+    nodes, cluster = _nodes(kept), kept["netmend_facts"]["cluster"]
+    said = _plain(kept["netmend_edge"])
     of_edge = edge.Edge(cluster, said["balancers"], said["applications"])
     matrix = [] if edge_alone else plan.plan_matrix(nodes, cluster, all_pairs=all_pairs)
     return plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])])
 
 
-def netmend_controllers(names: Names, hostvars: Any) -> dict[str, list[Any]]:
-    """Hosts -> node -> the pods of ingress-nginx there, as netmend_connectivity asks what they say themselves."""
-    hosts = _hosts(names, hostvars)
-    return edge.plan_controllers(_nodes(hosts), _stored(hosts, "netmend_facts")["cluster"])
+def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> dict[str, Any]:
+    """Hosts, and what netmend_plan planned -> the arguments of netmend_connectivity, by host, of those that answered.
+
+    Beside the probes these are the pods of ingress-nginx there, which it asks what they say themselves.
+    """
+    kept = _kept(names, hostvars)
+    controllers = edge.plan_controllers(_nodes(kept), kept["netmend_facts"]["cluster"])
+    nodes, asking = _named(kept), _asking(kept, kept["netmend_probes"])
+    return {
+        host: {**arguments, "controllers": controllers.get(nodes[host], []), "rounds": rounds}
+        for host, arguments in asking.items()
+    }
 
 
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
     """Hosts -> the probes of one pod, "namespace/name", by the node that is to run them."""
-    nodes, cluster, underlay = _measured(_hosts(names, hostvars))
+    nodes, cluster, underlay = _measured(_kept(names, hostvars))
     passes = gates.flannel_passes(nodes, cluster, underlay)
     try:
         return plan.by_node(plan.plan_canary(nodes, cluster, pod, others_reached=passes))
@@ -133,28 +150,29 @@ def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list
 
 
 def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> dict[str, Any]:
-    """Hosts, of which Ansible works on so many at a time -> node -> the arguments of netmend_underlay.
+    """Hosts, of which Ansible works on so many at a time -> the arguments of netmend_underlay, by host.
 
     Empty for a single node.
     """
-    hosts = _hosts(names, hostvars)
+    kept = _kept(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
-    cluster = _stored(hosts, "netmend_facts")["cluster"]
-    late = max((report["late"] for report in _underlay_reports(hosts)), default=0.0)
-    orders = overlays.plan_round(_nodes(hosts), cluster, _calls(hosts), now, run, forks=forks, late=late)
-    return {node: order for node, order in orders.items() if order["peers"]}
+    late = max((report["late"] for report in _underlay_reports(kept)), default=0.0)
+    orders = overlays.plan_round(
+        _nodes(kept), kept["netmend_facts"]["cluster"], _calls(kept), now, run, forks=forks, late=late
+    )
+    return {host: orders[node] for host, node in _named(kept).items() if orders.get(node, {}).get("peers")}
 
 
 def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> dict[str, Any]:
     """Hosts, with their observations -> report.Judgement."""
-    hosts = _hosts(names, hostvars)
-    facts = {**_stored(hosts, "netmend_facts"), "nodes": _nodes(hosts)}
-    results = {result["node"]: result for result in _results(hosts, "netmend_connectivity")}
-    said = _plain(_stored(hosts, "netmend_edge"))
-    probes = [probe for of_node in _stored(hosts, "netmend_probes").values() for probe in of_node]
-    underlay = _underlay(hosts, [node["name"] for node in facts["cluster"]["nodes"]])
+    kept = _kept(names, hostvars)
+    facts = {**kept["netmend_facts"], "nodes": _nodes(kept)}
+    results = {result["node"]: result for result in _results(kept, PROBED)}
+    said = _plain(kept["netmend_edge"])
+    probes = [probe for of_node in kept["netmend_probes"].values() for probe in of_node]
+    underlay = _underlay(kept, [node["name"] for node in facts["cluster"]["nodes"]])
     declared = {"balancers": said["balancers"], "balancer_sources": said["sources"], "k3s_disable": said["k3s_disable"]}
-    measured = {"controllers": dict(_controllers(hosts)), **({"underlay": underlay} if underlay else {})}
+    measured = {"controllers": dict(_controllers(kept)), **({"underlay": underlay} if underlay else {})}
     run = {**facts, **declared, **measured, "probes": probes, "results": results}
     findings = diagnose(run)
     passing = underlay["overlays"] if underlay else {}
@@ -175,9 +193,9 @@ def netmend_ingress_nginx(
     names: Names, hostvars: Any, live: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Hosts, the namespace's objects and an ingress_nginx.Wanted -> an ingress_nginx.Plan."""
-    hosts = _hosts(names, hostvars)
-    cluster, asked = _stored(hosts, "netmend_facts")["cluster"], ingress_nginx.Wanted(**_plain(wanted))
-    return ingress_nginx.plan(cluster, _nodes(hosts), _plain(live), asked)._asdict()
+    kept = _kept(names, hostvars)
+    cluster, asked = kept["netmend_facts"]["cluster"], ingress_nginx.Wanted(**_plain(wanted))
+    return ingress_nginx.plan(cluster, _nodes(kept), _plain(live), asked)._asdict()
 
 
 def netmend_k3s_disable_plan(node: Mapping[str, Any], components: Names) -> dict[str, Any]:
@@ -209,61 +227,71 @@ def netmend_certificate(name: str) -> dict[str, str]:
     return {key: base64.b64encode(pem).decode() for key, pem in (("ca", public), ("cert", public), ("key", private))}
 
 
-def _hosts(names: Names, hostvars: Any) -> list[Any]:
-    """The hosts' variables as they are kept.
+def _kept(names: Names, hostvars: Any) -> Kept:
+    """What tasks that ran once have left for all hosts, as it is kept.
 
     To look through a few hundred nodes' facts in a template's way takes Ansible minutes, and there is no template in
     what modules and filters returned, which is all that is used here.
     """
-    return [hostvars.raw_get(name) for name in names]
+    kept: Kept = hostvars.raw_get(names[0])
+    return kept
 
 
-def _stored(hosts: Iterable[Any], name: str) -> Any:
-    """What a task that ran once left for all hosts."""
-    return next(host[name] for host in hosts if name in host)
+def _answers(kept: Kept, name: str) -> dict[str, Any]:
+    """Host -> what a module said there."""
+    answers: dict[str, Any] = kept.get(name, {}).get("answers", {})
+    return answers
 
 
-def _results(hosts: Iterable[Any], name: str) -> Iterator[Any]:
-    """model.ProbeResult of each node that answered, and of the controller, by what netmend_connectivity was kept as."""
-    for host in hosts:
-        for said in ("netmend_connectivity", "netmend_here"):
-            if said in host.get(name, {}):
-                yield host[name][said]
+def _named(kept: Kept) -> dict[str, str]:
+    """Host -> its node, of those that answered."""
+    read = _answers(kept, READ).items()
+    return {host: answer["netmend_node"]["name"] for host, answer in read if "netmend_node" in answer}
 
 
-def _controllers(hosts: Iterable[Any]) -> Iterator[Any]:
-    """Node, and model.ControllerSaid of each that was asked there."""
-    for host in hosts:
-        said = host.get("netmend_connectivity", {})
-        if "netmend_controllers" in said:
-            yield said["netmend_connectivity"]["node"], said["netmend_controllers"]
-
-
-def _nodes(hosts: Iterable[Any]) -> dict[str, Any]:
+def _nodes(kept: Kept) -> dict[str, Any]:
     """Node -> its facts, of those that answered."""
-    found = (host.get("netmend_node_info", {}).get("netmend_node") for host in hosts)
+    found = (answer.get("netmend_node") for answer in _answers(kept, READ).values())
     return {facts["name"]: facts for facts in found if facts}
 
 
-def _underlay(hosts: Iterable[Any], members: list[str]) -> Any:
+def _asking(kept: Kept, probes: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Probes by node -> arguments of netmend_connectivity by host. The controller's go with those of a server."""
+    server, own = kept["netmend_facts"]["server"], probes.get(CONTROLLER, [])
+    return {
+        host: {"probes": probes.get(node, []), "here": own if host == server else []}
+        for host, node in _named(kept).items()
+    }
+
+
+def _results(kept: Kept, name: str) -> Iterator[Any]:
+    """model.ProbeResult of each node that answered, and of the controller."""
+    for answer in _answers(kept, name).values():
+        yield from (answer[said] for said in ("netmend_connectivity", "netmend_here") if said in answer)
+
+
+def _controllers(kept: Kept) -> Iterator[Any]:
+    """Node, and model.ControllerSaid of each that was asked there."""
+    for answer in _answers(kept, PROBED).values():
+        if "netmend_controllers" in answer:
+            yield answer["netmend_connectivity"]["node"], answer["netmend_controllers"]
+
+
+def _underlay(kept: Kept, members: list[str]) -> Any:
     """What all nodes' reports say together; None where there are none."""
-    by_node = {report["node"]: report for report in _underlay_reports(hosts)}
-    return overlays.evaluate(by_node, overlays.clocks(_calls(hosts)), expected=members) if by_node else None
+    by_node = {report["node"]: report for report in _underlay_reports(kept)}
+    return overlays.evaluate(by_node, overlays.clocks(_calls(kept)), expected=members) if by_node else None
 
 
-def _underlay_reports(hosts: Iterable[Any]) -> Iterator[Any]:
-    """What each node's last netmend_underlay brought back, by one call or by two."""
-    answers = (host.get(name, {}) for host in hosts for name in ("netmend_underlay", "netmend_underlay_fetched"))
-    reports = (answer.get("netmend_underlay") for answer in answers)
-    return (report for report in reports if report)
+def _underlay_reports(kept: Kept) -> Iterator[Any]:
+    return (answer["netmend_underlay"] for answer in _answers(kept, ROUND).values() if "netmend_underlay" in answer)
 
 
-def _calls(hosts: Iterable[Any]) -> dict[str, overlays.Call]:
+def _calls(kept: Kept) -> dict[str, overlays.Call]:
     """When each node's facts were gathered, by its clock and by this one."""
     calls = {}
-    for host in hosts:
-        answer = host.get("netmend_node_info", {})
-        if "netmend_call" in answer and "netmend_node" in answer:
+    for answer in _answers(kept, READ).values():
+        if "netmend_node" in answer:
             facts, call = answer["netmend_node"], answer["netmend_call"]
             calls[facts["name"]] = overlays.Call(call["sent"], call["received"], facts["time"], facts["took"])
     return calls
@@ -275,7 +303,7 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
     ``steps`` are nodes to be flipped at once, ``cidrs`` the networks that pods have their addresses from then;
     ``commands`` by node, ``annotations`` and ``patches`` of Nodes take away what is left of the other network.
     """
-    nodes, cluster, underlay = _measured(_hosts(names, hostvars))
+    nodes, cluster, underlay = _measured(_kept(names, hostvars))
     want = gates.Wanted(**_plain(wanted))
     asked = nodes, cluster, underlay, want
     back = to == "flannel"
@@ -317,15 +345,15 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
 
 def netmend_swap_cause(names: Names, hostvars: Any, consent: str) -> str:
     """Hosts, measured, and netmend_swap -> why Flannel is to be swapped for Calico now; "" where it is not."""
-    hosts = _hosts(names, hostvars)
-    faults = [finding["fault"] for finding in _stored(hosts, "netmend_now")["findings"]]
-    return cause.why(consent, faults, *_measured(hosts))
+    kept = _kept(names, hostvars)
+    faults = [finding["fault"] for finding in kept["netmend_now"]["findings"]]
+    return cause.why(consent, faults, *_measured(kept))
 
 
-def _measured(hosts: list[Any]) -> tuple[Any, Any, Any]:
+def _measured(kept: Kept) -> tuple[Any, Any, Any]:
     """Nodes, cluster and underlay, as the gates take them."""
-    nodes, cluster = _nodes(hosts), _stored(hosts, "netmend_facts")["cluster"]
-    return nodes, cluster, _underlay(hosts, [node["name"] for node in cluster["nodes"]])
+    nodes, cluster = _nodes(kept), kept["netmend_facts"]["cluster"]
+    return nodes, cluster, _underlay(kept, [node["name"] for node in cluster["nodes"]])
 
 
 def _drop_ins(nodes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -412,20 +440,21 @@ def netmend_checklist_problem(given: Any) -> str:
     return ""
 
 
-def netmend_checklist_plan(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Hosts -> a checklist's probes, by the node that is to run them; "" is the controller."""
-    hosts = _hosts(names, hostvars)
-    cluster = _stored(hosts, "netmend_facts")["cluster"]
-    return plan.by_node(checklist.probes(_plain(asked), _nodes(hosts), cluster))
+def netmend_checklist_probing(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Hosts -> the arguments of netmend_connectivity for a checklist, by host, of those that have something to ask."""
+    kept = _kept(names, hostvars)
+    probes = checklist.probes(_plain(asked), _nodes(kept), kept["netmend_facts"]["cluster"])
+    asking = _asking(kept, plan.by_node(probes))
+    return {host: arguments for host, arguments in asking.items() if arguments["probes"] or arguments["here"]}
 
 
 def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Hosts -> report.Judgement, and what their and the controller's observations say of the checklist."""
-    hosts = _hosts(names, hostvars)
-    facts = _stored(hosts, "netmend_facts")
-    observations = [seen for result in _results(hosts, "netmend_checked") for seen in result["observations"]]
-    points = checklist.points(_plain(asked), _nodes(hosts), facts["cluster"], facts["expected_nodes"], observations)
-    return report.with_checklist(_stored(hosts, "netmend_now"), points)
+    kept = _kept(names, hostvars)
+    facts = kept["netmend_facts"]
+    observations = [seen for result in _results(kept, CHECKED) for seen in result["observations"]]
+    points = checklist.points(_plain(asked), _nodes(kept), facts["cluster"], facts["expected_nodes"], observations)
+    return report.with_checklist(kept["netmend_now"], points)
 
 
 def netmend_has_collection(name: str) -> bool:
@@ -455,12 +484,12 @@ def netmend_balancers(
 
     ``read``: balancers, servers, and the results of a loop over label selectors.
     """
-    hosts, answers = _hosts(names, hostvars), _plain(read)
-    cluster = _stored(hosts, "netmend_facts")["cluster"]
+    kept, answers = _kept(names, hostvars), _plain(read)
+    cluster = kept["netmend_facts"]["cluster"]
     there, servers = (answers[of][key] for of, key in zip(("balancers", "servers"), hetzner.ANSWERS))
     selected = {each["item"]: [server["name"] for server in each[hetzner.ANSWERS[1]]] for each in answers["selected"]}
     project = hetzner.chosen(hetzner.Project(there, servers, selected), cluster, _plain(only))
-    comparison = balancers.compare(project, _nodes(hosts), cluster, remove_foreign)
+    comparison = balancers.compare(project, _nodes(kept), cluster, remove_foreign)
     return {
         "balancers": hetzner.declared(project, cluster),
         "text": balancers.render(project, cluster, comparison),
@@ -473,15 +502,14 @@ def netmend_report(
     names: Names, hostvars: Any, time: str, check_mode: bool = False, pass_mark: float | None = None
 ) -> dict[str, Any]:
     """Hosts after a run -> the whole report."""
-    hosts = _hosts(names, hostvars)
-    facts = _stored(hosts, "netmend_facts")
-    before = [host["netmend_before"] for host in hosts if "netmend_before" in host]
+    kept = _kept(names, hostvars)
+    facts, hosts = kept["netmend_facts"], [hostvars.raw_get(name) for name in names]
     return report.report(
-        now=_stored(hosts, "netmend_now"),
-        before=before[0] if before else None,
+        now=kept["netmend_now"],
+        before=kept.get("netmend_before"),
         changes=[change for host in hosts for change in _changes(host, facts.get("server", ""))],
-        nodes=report.members(facts["cluster"], facts["expected_nodes"], list(_nodes(hosts))),
-        marks=netmend_mark(_stored(hosts, "netmend_marks"), "end"),
+        nodes=report.members(facts["cluster"], facts["expected_nodes"], list(_nodes(kept))),
+        marks=netmend_mark(kept["netmend_marks"], "end"),
         time=time,
         version=facts["cluster"]["version"],
         check_mode=check_mode,
@@ -503,6 +531,8 @@ class FilterModule:
         return {
             "netmend_facts": netmend_facts,
             "netmend_plan": netmend_plan,
+            "netmend_probing": netmend_probing,
+            "netmend_reading": netmend_reading,
             "netmend_underlay_plan": netmend_underlay_plan,
             "netmend_diagnose": netmend_diagnose,
             "netmend_balancer_problem": netmend_balancer_problem,
@@ -512,11 +542,10 @@ class FilterModule:
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
             "netmend_canary_plan": netmend_canary_plan,
-            "netmend_controllers": netmend_controllers,
             "netmend_certificate": netmend_certificate,
             "netmend_checklist": netmend_checklist,
             "netmend_checklist_problem": netmend_checklist_problem,
-            "netmend_checklist_plan": netmend_checklist_plan,
+            "netmend_checklist_probing": netmend_checklist_probing,
             "netmend_checklist_judge": netmend_checklist_judge,
             "netmend_has_collection": netmend_has_collection,
             "netmend_images": netmend_images,

@@ -248,8 +248,9 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
             "cluster": {**facts, "nodes": members, "ingresses": []},
         },
         "netmend_marks": [{"phase": "Probe", "at": 1.0}],
+        "netmend_read": {"answers": {name: {"netmend_node": {"name": name}} for name in names}},
     }  # fmt: skip
-    hosts = {name: {**variables, "netmend_node_info": {"netmend_node": {"name": name}}} for name in names}
+    hosts = {name: variables for name in names}
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": hosts}}))
     plays = [{"import_playbook": str(ROOT / f"playbooks/{name}.yml")} for name in ("checklist", "verdict")]

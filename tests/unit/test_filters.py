@@ -14,6 +14,7 @@ from tests.unit.loaded import loaded
 
 filters = loaded("plugins/filter/netmend.py")
 
+ANSWERS = (filters.READ, filters.PROBED, filters.ROUND, filters.CHECKED)
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
 
 
@@ -33,16 +34,22 @@ class HostVars(dict[str, Any]):
 
 
 def hostvars(*hosts: dict[str, Any], **of_all: Any) -> tuple[list[str], HostVars]:
-    """The first two arguments of a filter; ``of_all``: what tasks that ran once have left."""
-    return [each["inventory_hostname"] for each in hosts], HostVars(
-        {each["inventory_hostname"]: {**of_all, **each} for each in hosts}
-    )
+    """The first two arguments of a filter; ``of_all``: what tasks that ran once have left.
+
+    Of a host, ``netmend_read`` and its like are its answers.
+    """
+    names = [each["inventory_hostname"] for each in hosts]
+    own = [{key: value for key, value in each.items() if key not in ANSWERS} for each in hosts]
+    answers = {
+        key: {"answers": {each["inventory_hostname"]: each[key] for each in hosts if key in each}} for key in ANSWERS
+    }
+    return names, HostVars({name: {**of_all, **answers, **each} for name, each in zip(names, own)})
 
 
 def host(name: str, skew: float = 0.0) -> dict[str, Any]:
     node = {"name": name, "time": 100.5 + skew, "took": 1.0, "interfaces": [], "k3s": {"role": "agent", "config": {}}}
     call = {"sent": 100.0, "received": 101.7}
-    return {"inventory_hostname": name, "netmend_node_info": {"netmend_node": node, "netmend_call": call}}
+    return {"inventory_hostname": name, "netmend_read": {"netmend_node": node, "netmend_call": call}}
 
 
 @pytest.fixture
@@ -54,9 +61,9 @@ def facts() -> dict[str, Any]:
 def test_facts_are_the_clusters_and_who_was_expected() -> None:
     cluster = {"nodes": [], "services": [], "errors": []}
     server = host("a")
-    server["netmend_node_info"]["netmend_cluster"] = cluster
-    server["netmend_node_info"]["netmend_node"]["k3s"] = {"role": "server", "config": {"cluster-cidr": "10.99.0.0/16"}}
-    gone = {"inventory_hostname": "b", "netmend_node_info": {"unreachable": True, "msg": "gone"}}
+    server["netmend_read"]["netmend_cluster"] = cluster
+    server["netmend_read"]["netmend_node"]["k3s"] = {"role": "server", "config": {"cluster-cidr": "10.99.0.0/16"}}
+    gone = {"inventory_hostname": "b", "netmend_read": {"unreachable": True, "msg": "gone"}}
     found = filters.netmend_facts(*hostvars(server, gone))
     assert (found["expected_nodes"], found["server"], found["silent"]) == (["a", "b"], "a", {"b": "gone"})
     assert found["cluster"]["cluster_cidr"] == "10.99.0.0/16"
@@ -64,13 +71,13 @@ def test_facts_are_the_clusters_and_who_was_expected() -> None:
 
 def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
     refusing = host("a")
-    refusing["netmend_node_info"]["netmend_cluster_error"] = "no certificate"
+    refusing["netmend_read"]["netmend_cluster_error"] = "no certificate"
     with pytest.raises(filters.AnsibleFilterError, match="a: no certificate"):
         filters.netmend_facts(*hostvars(refusing, host("b")))
 
 
 def test_where_no_server_answers_the_error_says_what_each_node_said() -> None:
-    gone = {"inventory_hostname": "a", "netmend_node_info": {"failed": True, "msg": "no\n  Python"}}
+    gone = {"inventory_hostname": "a", "netmend_read": {"failed": True, "msg": "no\n  Python"}}
     with pytest.raises(filters.AnsibleFilterError, match="a: no Python"):
         filters.netmend_facts(*hostvars(gone))
 
@@ -96,21 +103,17 @@ def test_a_diagnosis_says_which_overlays_can_work(
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
     monkeypatch.setattr(filters, "walks", lambda run, findings: [])
     stored = {"netmend_facts": facts, "netmend_probes": {}, "netmend_edge": filters.netmend_edge([])}
-    hosts = [{**host(name), "netmend_underlay": {"netmend_underlay": report, "changed": False}}
+    hosts = [{**host(name), "netmend_round": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
     judgement = filters.netmend_diagnose(*hostvars(*hosts, **stored))
     assert (judgement["overlays"]["ipip"]["verdict"], judgement["overlays"]["ipip"]["mtu"]) == ("works", 1430)
     assert runs[0]["underlay"]["overlays"] == judgement["overlays"]
     assert list(runs[0]["nodes"]) == list(ADDRESSES)
 
-    later = [{**each, "netmend_underlay": {"begun": True}, "netmend_underlay_fetched": each["netmend_underlay"]}
-             for each in hosts]  # fmt: skip
-    assert filters.netmend_diagnose(*hostvars(*later, **stored))["overlays"] == judgement["overlays"]
-
-    hosts[1]["netmend_underlay"] = {"unreachable": True, "msg": "gone"}
+    hosts[1]["netmend_round"] = {"unreachable": True, "msg": "gone"}
     assert filters.netmend_diagnose(*hostvars(*hosts, **stored))["overlays"]["ipip"]["verdict"] == "unknown"
 
-    skipped = [{**each, "netmend_underlay": {"skipped": True}} for each in hosts]
+    skipped = [{**each, "netmend_round": {"skipped": True}} for each in hosts]
     assert filters.netmend_diagnose(*hostvars(*skipped, **stored))["overlays"] == {}
     assert "underlay" not in runs[-1]
 

@@ -30,20 +30,14 @@ MEASURE = """
 import json, sys
 import ansible.module_utils
 ansible.module_utils.__path__.append("module_utils")
-from ansible.module_utils.netmend import underlay, underlay_apart
-for module in (underlay, underlay_apart):
-    vars(module).update(SETTINGS)
-parts = {
-    "measure": underlay.measure,
-    "begin": lambda order: underlay_apart.begin(order.run, order.own.name, lambda: underlay.measure(order, alone=True)),
-    "fetch": lambda order: underlay_apart.fetch(order.run, *order.own, order.start),
-}
+from ansible.module_utils.netmend import underlay
+vars(underlay).update(SETTINGS)
 print("ready", flush=True)
 reports = []
 for line in sys.stdin:
     order = json.loads(line)
     order.update(own=underlay.Peer(*order["own"]), peers=[underlay.Peer(*peer) for peer in order["peers"]])
-    reports.append(parts[order.pop("part", "measure")](underlay.Order(**order)))
+    reports.append(underlay.measure(underlay.Order(**order)))
 print(json.dumps(reports))
 """
 
@@ -114,16 +108,6 @@ def take_round(run: str = "run", **sooner: float) -> dict[str, UnderlayReport]:
     for namespace, node in taking.items():
         node.begin(order(namespace, start - sooner.get(NAMES[namespace], 0.0), run))
     return {NAMES[namespace]: node.reports()[0] for namespace, node in taking.items()}
-
-
-def in_turn(part: str, start: float, state: Path, **settings: Any) -> dict[str, UnderlayReport]:
-    """What all nodes answer to a part of a round that each is called for when the one before it has answered."""
-    answers = {}
-    for namespace, name in NAMES.items():
-        node = Taking(namespace, STATE=str(state), **settings)
-        node.begin({**order(namespace, start), "part": part})
-        (answers[name],) = node.reports()
-    return answers
 
 
 def measured(**sooner: float) -> Underlay:
@@ -371,21 +355,13 @@ def test_who_sends_when_nobody_listens_any_more_says_nothing_about_the_network()
     assert underlay["overlays"]["vxlan-8472"]["verdict"] == "unknown"
 
 
-def test_nodes_that_are_called_one_after_the_other_measure_at_one_moment(tmp_path: Path) -> None:
-    start = time.time() + 5
-    assert in_turn("begin", start, tmp_path) == {"a": None, "b": None}
-    assert time.time() < start, "the calls took too long to tell"
-    reports = in_turn("fetch", start, tmp_path)
-    assert {(report["late"], *report["errors"]) for report in reports.values()} == {(0.0,)}
-    underlay = evaluate(reports, {})
-    assert verdicts(underlay, "a>b") == verdicts(underlay, "b>a") == {}
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_began_and_left_nothing_is_said(tmp_path: Path) -> None:
-    report = in_turn("fetch", time.time(), tmp_path, LONGEST_ROUND=0.1)["a"]
-    assert report["errors"] == ["what began here left no report: No such file or directory"]
-    assert evaluate({"a": report}, {})["unknown"] == {"a": report["errors"][0]}
+def test_who_is_behind_is_waited_for_as_long_as_the_moment_was() -> None:
+    begun = {namespace: Taking(namespace, LONGEST_CALL=1.0) for namespace in NAMES}
+    start = time.time() + 4
+    begun[A].begin(order(A, start))
+    begun[B].begin(order(B, start + 2))
+    underlay = evaluate({NAMES[namespace]: node.reports()[0] for namespace, node in begun.items()}, {})
+    assert verdicts(underlay, "b>a") == {}
 
 
 def test_a_moment_that_is_far_off_is_not_waited_for() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import resource
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ DOCUMENTATION = """
 """
 
 MODULE = re.compile(rb'"module": "(\w+)"|ansible\.(?:modules|legacy)\.(\w+)')
+STREAMS = ("stdin", "stdout", "stderr")
 CLOCK = re.compile(rb'"time": ([0-9.]+), "took": ([0-9.e-]+)')
 
 
@@ -30,20 +31,25 @@ class Connection(Local):  # type: ignore[misc]  # ansible ships no types
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         node, directory = self._play_context.remote_addr, Path(os.environ["NETMEND_SIMULATED"])
-        before = _used()
-        done: tuple[int, bytes, bytes] = super().exec_command(f"ip netns exec {node} {cmd}", in_data, sudoable)
+        run = Measured(["ip", "netns", "exec", node, "sh", "-c", cmd], **dict.fromkeys(STREAMS, subprocess.PIPE))
+        out, errors = run.communicate(in_data)
         found = MODULE.search(in_data or b"")
         module = (found[1] or found[2]).decode() if found else "command"
         with (directory / "used").open("a") as file:
-            file.write(f"{node} {module} {_used() - before:.4f}\n")
+            file.write(f"{node} {module} {run.used:.4f}\n")
         answer = directory / "answers" / f"{node}.{module}"
-        return (0, _timed(answer.read_bytes(), done[1]), b"") if answer.exists() else done
+        return (0, _timed(answer.read_bytes(), out), b"") if answer.exists() else (run.returncode, out, errors)
 
 
-def _used() -> float:
-    """CPU seconds of this process's children."""
-    usage: Any = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return float(usage.ru_utime + usage.ru_stime)
+class Measured(subprocess.Popen[bytes]):
+    """A program that many threads wait for, each for its own, and ``used``, its CPU seconds."""
+
+    used = 0.0
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        process, status, usage = os.wait4(self.pid, flags)
+        self.used = usage.ru_utime + usage.ru_stime
+        return process, status
 
 
 def _timed(answer: bytes, said: bytes) -> bytes:

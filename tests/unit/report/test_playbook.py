@@ -25,11 +25,11 @@ def run(judgement: Any, directory: Path) -> subprocess.CompletedProcess[str]:
         "netmend_now": judgement,
         "netmend_facts": {"expected_nodes": names, "cluster": cluster, "server": names[0]},
         "netmend_marks": [{"phase": "Probe", "at": 1.0}, {"phase": "Diagnose", "at": 2.5}],
+        "netmend_read": {"answers": {name: {"netmend_node": {"name": name}} for name in names}},
         "ufw_result": {"changed": True, "diff": [sample.CHANGE]},
         "netmend_pods": {"changed": True, "diff": sample.CHANGE},
     }
-    facts = {name: {"netmend_node_info": {"netmend_node": {"name": name}}} for name in names}
-    hosts = {name: {"ansible_connection": "local", **measured, **facts[name]} for name in names}
+    hosts = {name: {"ansible_connection": "local", **measured} for name in names}
     inventory = directory / "inventory.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": hosts}}))
     return playbooks.run("playbooks/verdict.yml", "-i", inventory)

@@ -73,13 +73,13 @@ class Journey:
             "netmend_swap_wanted": wanted,
             "netmend_facts": {"expected_nodes": list(NODES), "cluster": facts["cluster"], "server": "server0"},
             "netmend_marks": [],
+            "netmend_read": {"answers": {name: {"netmend_node": facts[name]} for name in reversed(NODES)}},
+            "netmend_round": {"answers": {name: {"netmend_underlay": said} for name, said in (reports or {}).items()}},
             "netmend_now": {"findings": [{"fault": fault} for fault in faults]},
         }
         hosts = {
             name: {
                 "ansible_python_interpreter": str(self.place / f"bin/python-{name}"),
-                "netmend_node_info": {"netmend_node": facts[name]},
-                **({"netmend_underlay": {"netmend_underlay": reports[name]}} if reports else {}),
             }
             for name in reversed(NODES)
         }
