@@ -19,8 +19,9 @@ description:
   - Says what left, what of the peers' packets arrived at a device, what of that got past this host's firewall, what was
     answered and by whom, and which rules that drop or reject had more packets afterwards. The reports of all nodes tell
     what the network between them drops from what a node drops itself.
-  - Takes about 1.3 seconds longer than O(start) is ahead. Where a peer is not heard it takes up to five in all, or twice
-    as long as O(start) is ahead if that is more. Where the moment has passed already, it sends at once and says so.
+  - Takes about 1.3 seconds longer than O(start) is ahead. Where a peer is not heard it takes up to five in all, or
+    twice as long as O(start) is ahead if that is more. Where the moment has passed already, it sends at once and says
+    so.
   - Changes nothing and disturbs nothing that runs. No port is opened, no connection is completed, no packet can be
     taken for one of an overlay. Does not fail because the network is sick.
   - A tunl0 counts five packets from each peer, which are dropped behind it for their wrong checksum.

@@ -35,6 +35,7 @@ _WORST_FIRST = ("no", "unknown", "host", "works")
 _SENTENCES = 6
 
 _EARLIEST, _UNMEASURED, _LONGEST_WAIT = 1.0, 2.0, 3.0  # seconds
+_AMPLE = 1.25  # times what calls took that were not all at once
 _VNIS = 1 << 24
 _KINDS = {kind.name: kind for kind in KINDS}
 
@@ -94,7 +95,7 @@ def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> float:
     starts = [call.received - call.sent - call.took for call in calls]
     in_turn = len(calls) > forks
     launched = max(call.sent for call in calls) - min(call.sent for call in calls)
-    before_the_last = sum(starts) / forks if in_turn else launched
+    before_the_last = _AMPLE * sum(starts) / forks if in_turn else launched
     return max(_EARLIEST, before_the_last + min(max(starts), min(starts) + _LONGEST_WAIT) + late)
 
 

@@ -8,6 +8,7 @@ each host. What Ansible does for a host beside that is done in turn, as it is no
 from __future__ import annotations
 
 import contextvars
+import json
 import time
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -24,8 +25,9 @@ QUOTED = 3  # of the hosts that failed
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
-    """Arguments: ``module``; ``hosts``, its arguments by host; ``at_once``: it has to run on all at the same time, and
-    not on as many as there are forks; ``limit``, the seconds that a host may take once it is its turn.
+    """Arguments: ``module``; ``hosts``, its arguments by host, as JSON, in which Ansible looks for no templates;
+    ``at_once``: it has to run on all at the same time, and not on as many as there are forks; ``limit``, the seconds
+    that a host may take once it is its turn.
 
     Returns ``answers``: by host what the module says there, and ``netmend_call``, when it was ``sent`` and the answer
     ``received``, in seconds since the epoch. An unreachable host is an answer, too. Fails where a module does, or is
@@ -39,7 +41,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         known, asked = task_vars or {}, self._task.args
-        module, hosts = asked["module"], asked["hosts"]
+        module, hosts = asked["module"], json.loads(asked["hosts"])
         # Threads that load a plugin at the same time may see it before it is complete.
         if not self._shared_loader_obj.action_loader.get(module, class_only=True):
             raise AnsibleActionFail(f"there is no action plugin of the name {module}")
@@ -51,6 +53,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         if failed:
             more = f"; and {len(failed) - QUOTED} more" if len(failed) > QUOTED else ""
             result.update(failed=True, msg="; ".join(failed[:QUOTED]) + more)
+        # Who shows results gets a copy of all that is in them, which takes seconds for a few hundred nodes' facts.
+        result["_ansible_no_log"] = not failed
         return {**result, "changed": False, "answers": answers, "warnings": warnings}
 
     def _executor(self, module: str, name: str, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> _Executor:
@@ -58,19 +62,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         begun = worker.current_worker
         task = self._task.copy(exclude_parent=True, exclude_tasks=True)
         task._parent = self._task._parent
-        task.action, task.args, task.timeout, task._resolved_action = module, dict(arguments), 0, None
+        task.action, task.args, task.timeout, task._resolved_action = module, {}, 0, None
         manager, host = begun._variable_manager, begun._variable_manager._inventory.get_host(name)
         # All hosts are given, or they are looked up for each.
         everyone = {"_hosts": known["ansible_play_hosts"], "_hosts_all": known["ansible_play_hosts_all"]}
         variables = manager.get_vars(play=task.get_play(), host=host, task=task, **everyone)
         context, loaders = begun._play_context.copy(), self._shared_loader_obj
-        return _Executor(host, task, variables, context, self._loader, loaders, None, manager)
+        executor = _Executor(host, task, variables, context, self._loader, loaders, None, manager)
+        executor.arguments = arguments
+        return executor
 
 
 class _Executor(TaskExecutor):  # type: ignore[misc]  # ansible ships no types
     """What Ansible has a process do for a host, but others have their turn while this one waits for its host."""
 
     _turn = Lock()
+    arguments: Mapping[str, Any]
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -81,6 +88,10 @@ class _Executor(TaskExecutor):  # type: ignore[misc]  # ansible ships no types
         with self._turn:
             said = self.run()
         return {**{key: value for key, value in said.items() if key != "exception"}, "netmend_call": self.call}
+
+    def _get_action_handler_with_module_context(self, templar: Any) -> Any:
+        self._task.args = dict(self.arguments)  # not before, as templates are looked for in what a task begins with
+        return super()._get_action_handler_with_module_context(templar)
 
     def _get_connection(self, *given: Any) -> Any:
         connection = super()._get_connection(*given)
@@ -115,7 +126,8 @@ def _answers(executors: list[_Executor], at_a_time: int, limit: float) -> dict[s
         try:
             host, answer = over.get(timeout=max(0.0, min(due.values()) - time.monotonic()))
         except Empty:
-            host, answer = min(due, key=lambda each: due[each]), {"failed": True, "msg": f"no answer within {limit:.0f} s"}
+            host = min(due, key=lambda each: due[each])
+            answer = {"failed": True, "msg": f"no answer within {limit:.0f} s"}
         if due.pop(host, None):
             found[host] = answer
     return {executor.host: found[executor.host] for executor in executors}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 import time as clock
 from datetime import datetime, timedelta, timezone
@@ -59,7 +60,10 @@ RESULTS = {
 OF_SERVER = {"netmend_pods": "pod_replacement"}
 
 # What netmend_everywhere's results are kept as.
-READ, PROBED, ROUND, CHECKED = "netmend_read", "netmend_probed", "netmend_round", "netmend_checked"
+READ = "netmend_read"
+PROBED = "netmend_probed"
+ROUND = "netmend_round"
+CHECKED = "netmend_checked"
 
 SAID = 300  # characters of an error that a report quotes
 
@@ -67,9 +71,9 @@ Names = Sequence[str]
 Kept = Mapping[str, Any]  # variables that all hosts have
 
 
-def netmend_reading(names: Names, servers: Names) -> dict[str, Any]:
-    """Hosts -> the arguments of netmend_node_info, by host."""
-    return {name: {"cluster": name in servers} for name in names}
+def netmend_reading(names: Names, servers: Names) -> str:
+    """Hosts -> the arguments of netmend_node_info, by host: JSON for netmend_everywhere."""
+    return json.dumps({name: {"cluster": name in servers} for name in names})
 
 
 def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
@@ -125,18 +129,17 @@ def netmend_plan(
     return plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])])
 
 
-def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> dict[str, Any]:
+def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> str:
     """Hosts, and what netmend_plan planned -> the arguments of netmend_connectivity, by host, of those that answered.
 
-    Beside the probes these are the pods of ingress-nginx there, which it asks what they say themselves.
+    JSON for netmend_everywhere. Beside the probes these are the pods of ingress-nginx there, which it asks what they
+    say themselves.
     """
     kept = _kept(names, hostvars)
     controllers = edge.plan_controllers(_nodes(kept), kept["netmend_facts"]["cluster"])
     nodes, asking = _named(kept), _asking(kept, kept["netmend_probes"])
-    return {
-        host: {**arguments, "controllers": controllers.get(nodes[host], []), "rounds": rounds}
-        for host, arguments in asking.items()
-    }
+    also = {host: {"controllers": controllers.get(node, []), "rounds": rounds} for host, node in nodes.items()}
+    return json.dumps({host: {**arguments, **also[host]} for host, arguments in asking.items()})
 
 
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
@@ -149,10 +152,10 @@ def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> dict[str, Any]:
+def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> str:
     """Hosts, of which Ansible works on so many at a time -> the arguments of netmend_underlay, by host.
 
-    Empty for a single node.
+    JSON for netmend_everywhere. Empty for a single node.
     """
     kept = _kept(names, hostvars)
     run, now = secrets.token_hex(8), clock.time()
@@ -160,7 +163,8 @@ def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> dict[str, 
     orders = overlays.plan_round(
         _nodes(kept), kept["netmend_facts"]["cluster"], _calls(kept), now, run, forks=forks, late=late
     )
-    return {host: orders[node] for host, node in _named(kept).items() if orders.get(node, {}).get("peers")}
+    by_host = {host: orders[node] for host, node in _named(kept).items() if orders.get(node, {}).get("peers")}
+    return json.dumps(by_host)
 
 
 def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> dict[str, Any]:
@@ -440,12 +444,15 @@ def netmend_checklist_problem(given: Any) -> str:
     return ""
 
 
-def netmend_checklist_probing(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hosts -> the arguments of netmend_connectivity for a checklist, by host, of those that have something to ask."""
+def netmend_checklist_probing(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> str:
+    """Hosts -> the arguments of netmend_connectivity for a checklist, by host, of those that have something to ask.
+
+    JSON for netmend_everywhere.
+    """
     kept = _kept(names, hostvars)
     probes = checklist.probes(_plain(asked), _nodes(kept), kept["netmend_facts"]["cluster"])
     asking = _asking(kept, plan.by_node(probes))
-    return {host: arguments for host, arguments in asking.items() if arguments["probes"] or arguments["here"]}
+    return json.dumps({host: given for host, given in asking.items() if given["probes"] or given["here"]})
 
 
 def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
         "netmend_marks": [{"phase": "Probe", "at": 1.0}],
         "netmend_read": {"answers": {name: {"netmend_node": {"name": name}} for name in names}},
     }  # fmt: skip
-    hosts = {name: variables for name in names}
+    hosts = dict.fromkeys(names, variables)
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"k3s_cluster": {"hosts": hosts}}))
     plays = [{"import_playbook": str(ROOT / f"playbooks/{name}.yml")} for name in ("checklist", "verdict")]

@@ -18,10 +18,10 @@ LOCAL = {"ansible_connection": "local"}
 def everywhere(
     directory: Path, hosts: dict[str, Any], *arguments: Any, ignore_errors: bool = True, **options: Any
 ) -> tuple[int, Any, str]:
-    """The playbook's exit code, what is registered of netmend_connectivity with an echo on each host, and its output."""
+    """The playbook's exit code, what is registered of netmend_connectivity with an echo on each host, and output."""
     (directory / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
     asked = {"probes": [{"id": "echo", "protocol": "icmp", "address": "127.0.0.1"}]}
-    call = {"module": "netmend_connectivity", "hosts": dict.fromkeys(hosts, asked), **options}
+    call = {"module": "netmend_connectivity", "hosts": json.dumps(dict.fromkeys(hosts, asked)), **options}
     task = {"netmend_everywhere": call, "register": "found", "run_once": True, "ignore_errors": ignore_errors}
     say = {"ansible.builtin.debug": {"msg": "FOUND {{ found | to_json }}"}, "run_once": True}
     play = {"hosts": "all", "gather_facts": False, "tasks": [{"name": "Ask", **task}, {"name": "Say", **say}]}
@@ -84,7 +84,8 @@ def test_at_once_is_more_than_forks(tmp_path: Path) -> None:
     """Each waits until the others are there, too."""
     there = tmp_path / "there"
     there.mkdir()
-    text = f"#!/bin/sh\ntouch {there}/$$\nuntil [ $(ls {there} | wc -l) -ge 3 ]; do sleep 0.1; done\nexec python3 \"$@\"\n"
+    wait = f"until [ $(ls {there} | wc -l) -ge 3 ]; do sleep 0.1; done"
+    text = f'#!/bin/sh\ntouch {there}/$$\n{wait}\nexec python3 "$@"\n'
     hosts = dict.fromkeys("abc", interpreter(tmp_path, "python", text))
     _, found, output = everywhere(tmp_path, hosts, "--forks", "1", at_once=True, limit=60)
     assert not found["failed"], output

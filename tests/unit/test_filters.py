@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import ssl
 import subprocess
 from pathlib import Path
@@ -84,16 +85,16 @@ def test_where_no_server_answers_the_error_says_what_each_node_said() -> None:
 
 def test_all_nodes_get_one_moment_by_their_own_clocks(facts: dict[str, Any]) -> None:
     skewed = hostvars(host("a"), host("b", skew=-20.0), netmend_facts=facts)
-    orders = filters.netmend_underlay_plan(*skewed, 25)
+    orders = json.loads(filters.netmend_underlay_plan(*skewed, 25))
     assert set(orders) == {"a", "b"}
     assert orders["a"]["run"] == orders["b"]["run"] != ""
     assert orders["b"]["start"] - orders["a"]["start"] == pytest.approx(-20.0, abs=0.7)
-    assert filters.netmend_underlay_plan(*skewed, 25)["a"]["run"] != orders["a"]["run"]
+    assert json.loads(filters.netmend_underlay_plan(*skewed, 25))["a"]["run"] != orders["a"]["run"]
 
 
 def test_a_single_node_measures_nothing(facts: dict[str, Any]) -> None:
     alone = hostvars(host("a"), {"inventory_hostname": "b"}, netmend_facts=facts)
-    assert filters.netmend_underlay_plan(*alone, 25) == {}
+    assert filters.netmend_underlay_plan(*alone, 25) == "{}"
 
 
 def test_a_diagnosis_says_which_overlays_can_work(

@@ -68,7 +68,7 @@ def test_calls_that_took_turns_tell_what_all_at_once_take_together() -> None:
     assert lead(calls, 50) == pytest.approx(0.98 + 1.0)
     in_turn = [each._replace(sent=each.sent + number // 5, received=each.received + number // 5)
                for number, each in enumerate(calls)]  # fmt: skip
-    assert lead(in_turn, 5) == pytest.approx(50 * 1.0 / 5 + 1.0)
+    assert lead(in_turn, 5) == pytest.approx(1.25 * 50 * 1.0 / 5 + 1.0)
 
 
 # --- who takes part ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from ansible.plugins.connection.local import Connection as Local
 
