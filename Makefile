@@ -20,9 +20,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 TABLE := reports/faults.json
 ODD_LABS := single ipvs nftables
 FAULT_LABS := default ha calico calico-bird edge $(ODD_LABS)
-FAULTS_default := --thorough
+DISTURB := --disturb
+FAULTS_default := --thorough $(DISTURB)
 FAULTS_ha := -k "(without or etcd or servers) and not two_faults"
-FAULTS_calico-bird := --thorough -k "test_faults and not two_faults"
+FAULTS_calico-bird := $(FAULTS_default) -k "test_faults and not two_faults"
 FAULTS_calico := $(FAULTS_calico-bird)
 FAULTS_edge := $(FAULTS_calico-bird)
 $(foreach lab,$(ODD_LABS),$(eval FAULTS_$(lab) := -k without_faults))
@@ -82,7 +83,7 @@ test-swap-ha: .venv ## Do the same with three servers, beside UFW
 	$(call swap_on,swap-ha)
 
 .PHONY: test-faults $(FAULT_LABS:%=test-faults-%)
-test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way
+test-faults: .venv ## Put each fault into a lab, find it, mend it, and disturb what was mended in every way, unless DISTURB=
 	rm -f $(TABLE)
 	$(MAKE) --no-print-directory --keep-going $(FAULT_LABS:%=test-faults-%)
 

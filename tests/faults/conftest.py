@@ -15,7 +15,8 @@ ROWS = pytest.StashKey[table.Rows]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="rare faults, pairs; after each repair all disturbances")
+    parser.addoption("--thorough", action="store_true", help="rare faults, and pairs")
+    parser.addoption("--disturb", action="store_true", help="after each repair everything that it has to survive")
     parser.addoption("--table", type=Path, help="file that keeps the table's rows from run to run")
     parser.addoption("--seed", type=int, default=random.randrange(1_000_000), help="chooses the pairs of faults")
 
@@ -44,8 +45,8 @@ def takes_long(item: pytest.Function, rare: set[str]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def thorough(pytestconfig: pytest.Config) -> bool:
-    return bool(pytestconfig.getoption("--thorough"))
+def disturb(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--disturb"))
 
 
 @pytest.fixture(scope="session")

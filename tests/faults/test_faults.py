@@ -98,7 +98,7 @@ def test_a_lab_without_faults_is_left(lab: Lab, playbooks: Playbooks, rows: tabl
 
 @pytest.mark.parametrize("fault", MENDED, indirect=True)
 def test_a_fault_is_named_and_mended(
-    fault: tuple[str, dict[str, Any]], run: Outcome, lab: Lab, playbooks: Playbooks, thorough: bool
+    fault: tuple[str, dict[str, Any]], run: Outcome, lab: Lab, playbooks: Playbooks, disturb: bool
 ) -> None:
     name, entry = fault
     assert run.report, run.output
@@ -109,8 +109,8 @@ def test_a_fault_is_named_and_mended(
     assert (run.code, run.report["healthy"]) == (0, True), run.output
     assert {change["role"] for change in run.report["changes"]} <= set(entry["mended_by"])
     disturbances.assert_healthy(lab, playbooks)
-    for disturb in disturbances.ALL if thorough else []:
-        disturb(lab, cluster.fault_nodes(lab, entry["nodes"])[-1])
+    for disturbance in disturbances.ALL if disturb else []:
+        disturbance(lab, cluster.fault_nodes(lab, entry["nodes"])[-1])
         disturbances.assert_healthy(lab, playbooks)
 
 

@@ -40,7 +40,7 @@ def interpreter(directory: Path, name: str, text: str) -> dict[str, Any]:
 
 def test_each_host_is_asked_by_its_own_connection_and_as_its_own_user(tmp_path: Path) -> None:
     """The first one's address and user are not the others'."""
-    name = "#!/bin/sh\nexec unshare --uts sh -c 'hostname {0}; exec /usr/bin/python3 \"$@\"' sh \"$@\"\n"
+    name = '#!/bin/sh\nexec unshare --uts sh -c \'hostname {0}; exec /usr/bin/python3 "$@"\' sh "$@"\n'
     hosts = {each: interpreter(tmp_path, each, name.format(each)) for each in "abc"}
     hosts["a"].update(ansible_user="someone", ansible_host="127.0.0.9")
     ssh = interpreter(tmp_path, "ssh", '#!/bin/sh\necho "$@" >&2\nexit 255\n')["ansible_python_interpreter"]
