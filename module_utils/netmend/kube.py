@@ -29,6 +29,7 @@ DEFAULT_SERVICE_CIDR = "10.43.0.0/16"
 PAGE = 500  # objects
 RESTART = 90  # seconds that K3s may take to start, and its API to answer
 AGAIN = 1.0  # seconds until a server that could not be reached is asked again
+REPEATABLE = ("GET", "PATCH")  # where it is not known whether the first one was heard
 _JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"  # lists are merged by their keys: conditions by type
@@ -98,7 +99,10 @@ class Api:
     """Requests over one connection for each thread."""
 
     def __init__(self, credentials: Credentials, timeout: float = 20, patience: float = 0) -> None:
-        """patience: seconds that a server which takes no connection, or ends it, is asked again: K3s restarts there."""
+        """patience: seconds that a server which takes no connection, or ends it, is asked again: K3s restarts there.
+
+        One that does not answer in time is asked again, too, where a second request changes nothing more.
+        """
         self.server = credentials.server.rstrip("/")
         self.timeout, self.patience = timeout, patience
         self._url = urlsplit(self.server)
@@ -206,8 +210,9 @@ class Api:
         while True:
             try:
                 return self._answer_now(method, path, text, headers)
-            except ConnectionError:
-                if time.monotonic() >= until:
+            except (ConnectionError, socket.timeout) as error:
+                may_be_done = isinstance(error, socket.timeout) and method not in REPEATABLE
+                if may_be_done or time.monotonic() >= until:
                     raise
                 time.sleep(AGAIN)
 

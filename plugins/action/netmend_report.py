@@ -34,16 +34,19 @@ def written(report: Any, templates: Path) -> dict[str, str]:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
-    """Arguments: ``report`` (report.Report), ``directory``. In check mode, too, it writes: it changes no machine."""
+    """Arguments: ``report`` (report.Report, as JSON), ``directory``. Returns its ``verdict``, ``drift`` and ``passed``.
+
+    In check mode, too, it writes: it changes no machine.
+    """
 
     _VALID_ARGS = frozenset(("report", "directory"))
     TRANSFERS_FILES = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
-        report, directory = self._task.args["report"], Path(self._task.args["directory"]).expanduser()
+        report, directory = json.loads(self._task.args["report"]), Path(self._task.args["directory"]).expanduser()
         templates = Path(self._find_needle("templates", TEMPLATE)).parent
-        files = written(json.loads(json.dumps(report)), templates)
+        files = written(report, templates)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, text in files.items():
@@ -51,7 +54,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         except OSError as error:
             message = f"The report cannot be written: {error}. Set netmend_report_dir to where it can."
             raise AnsibleActionFail(message) from error
-        return {**result, "changed": False, "files": [str(directory / name) for name in files]}
+        said = {name: report[name] for name in ("verdict", "drift", "passed")}
+        return {**result, **said, "changed": False, "files": [str(directory / name) for name in files]}
 
 
 def _page(report: Any, templates: Path) -> str:

@@ -117,16 +117,14 @@ def netmend_edge(
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_plan(
-    names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False
-) -> dict[str, list[Any]]:
-    """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them."""
+def netmend_plan(names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False) -> str:
+    """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them, as JSON."""
     kept = _kept(names, hostvars)
     nodes, cluster = _nodes(kept), kept["netmend_facts"]["cluster"]
     said = _plain(kept["netmend_edge"])
     of_edge = edge.Edge(cluster, said["balancers"], said["applications"])
     matrix = [] if edge_alone else plan.plan_matrix(nodes, cluster, all_pairs=all_pairs)
-    return plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])])
+    return json.dumps(plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])]))
 
 
 def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> str:
@@ -137,7 +135,7 @@ def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> str:
     """
     kept = _kept(names, hostvars)
     controllers = edge.plan_controllers(_nodes(kept), kept["netmend_facts"]["cluster"])
-    nodes, asking = _named(kept), _asking(kept, kept["netmend_probes"])
+    nodes, asking = _named(kept), _asking(kept, json.loads(kept["netmend_probes"]))
     also = {host: {"controllers": controllers.get(node, []), "rounds": rounds} for host, node in nodes.items()}
     return json.dumps({host: {**arguments, **also[host]} for host, arguments in asking.items()})
 
@@ -173,7 +171,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     facts = {**kept["netmend_facts"], "nodes": _nodes(kept)}
     results = {result["node"]: result for result in _results(kept, PROBED)}
     said = _plain(kept["netmend_edge"])
-    probes = [probe for of_node in kept["netmend_probes"].values() for probe in of_node]
+    probes = [probe for of_node in json.loads(kept["netmend_probes"]).values() for probe in of_node]
     underlay = _underlay(kept, [node["name"] for node in facts["cluster"]["nodes"]])
     declared = {"balancers": said["balancers"], "balancer_sources": said["sources"], "k3s_disable": said["k3s_disable"]}
     measured = {"controllers": dict(_controllers(kept)), **({"underlay": underlay} if underlay else {})}
@@ -235,7 +233,8 @@ def _kept(names: Names, hostvars: Any) -> Kept:
     """What tasks that ran once have left for all hosts, as it is kept.
 
     To look through a few hundred nodes' facts in a template's way takes Ansible minutes, and there is no template in
-    what modules and filters returned, which is all that is used here.
+    what modules and filters returned, which is all that is used here. For the same reason what is large and of no use
+    to a playbook is passed on as JSON.
     """
     kept: Kept = hostvars.raw_get(names[0])
     return kept
@@ -507,11 +506,11 @@ def netmend_balancers(
 
 def netmend_report(
     names: Names, hostvars: Any, time: str, check_mode: bool = False, pass_mark: float | None = None
-) -> dict[str, Any]:
-    """Hosts after a run -> the whole report."""
+) -> str:
+    """Hosts after a run -> the whole report, as JSON."""
     kept = _kept(names, hostvars)
     facts, hosts = kept["netmend_facts"], [hostvars.raw_get(name) for name in names]
-    return report.report(
+    whole = report.report(
         now=kept["netmend_now"],
         before=kept.get("netmend_before"),
         changes=[change for host in hosts for change in _changes(host, facts.get("server", ""))],
@@ -522,6 +521,7 @@ def netmend_report(
         check_mode=check_mode,
         pass_mark=None if pass_mark is None else float(pass_mark),
     )
+    return json.dumps(whole)
 
 
 def _changes(host: Mapping[str, Any], server: str) -> Iterator[dict[str, Any]]:
@@ -566,7 +566,7 @@ class FilterModule:
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),
             "netmend_swap_cause": netmend_swap_cause,
             "netmend_swap_plan": netmend_swap_plan,
-            "netmend_text": text.render,
+            "netmend_text": lambda whole: text.render(json.loads(whole)),
             "netmend_ufw_rules": required_rules,
         }
 

@@ -81,3 +81,12 @@ def test_what_a_module_consists_of_is_what_it_imports_and_what_that_imports() ->
     # By a function alone; from beside it; from the package above; a package.
     assert {name, ".kube", ".node", ".model", ".parse"} <= core
     assert not core & {".diagnose", ".report", ".probe"}
+
+
+def test_a_typed_dict_is_a_dict_there_and_every_line_keeps_its_number() -> None:
+    text = (ROOT / "module_utils/netmend/model.py").read_text()
+    lean: dict[str, Any] = {"__name__": "model"}
+    exec(compile(bare._lean(text), "model.py", "exec"), lean)
+    assert lean["Route"] is dict
+    line = lean["met"].__code__.co_firstlineno
+    assert text.splitlines()[line - 1].startswith("def met(")

@@ -103,7 +103,7 @@ def test_a_diagnosis_says_which_overlays_can_work(
     runs: list[dict[str, Any]] = []
     monkeypatch.setattr(filters, "diagnose", lambda run: runs.append(run) or [])
     monkeypatch.setattr(filters, "walks", lambda run, findings: [])
-    stored = {"netmend_facts": facts, "netmend_probes": {}, "netmend_edge": filters.netmend_edge([])}
+    stored = {"netmend_facts": facts, "netmend_probes": "{}", "netmend_edge": filters.netmend_edge([])}
     hosts = [{**host(name), "netmend_round": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
     judgement = filters.netmend_diagnose(*hostvars(*hosts, **stored))

@@ -356,6 +356,25 @@ def test_a_server_that_restarts_is_asked_again_where_there_is_patience(
     assert refusals == []
 
 
+def test_a_server_that_does_not_answer_in_time_is_asked_again_only_for_what_may_be_done_twice(
+    cluster: Cluster, tls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, silences = Api._ask, [socket.timeout(), socket.timeout(), socket.timeout()]
+
+    def silent(self: Api, *arguments: Any) -> tuple[int, str]:
+        if silences:
+            raise silences.pop()
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(Api, "_ask", silent)
+    monkeypatch.setattr(kube, "AGAIN", 0)
+    api = Api(k3s_credentials(cluster.url, str(tls)), patience=60)
+    with pytest.raises(ApiError, match="does not answer within"):
+        api.send("POST", "/none", {})
+    assert api.get("/none")[0] == 404
+    assert silences == []
+
+
 def test_a_machine_that_is_no_server(tmp_path: Path) -> None:
     with pytest.raises(ApiError, match=r"server-ca.crt: No such file.*name a kubeconfig"):
         k3s_credentials("", str(tmp_path))

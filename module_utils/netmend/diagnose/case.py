@@ -239,8 +239,10 @@ class Case:
 
     def pod_address(self, node: str) -> str:
         """Of a pod there, else one that a pod there could have; "" where nothing is known."""
+        if pods := self.pods_on(node):
+            return pods[0]["ip"]
         network = _network(self.members[node]["pod_cidr"]) if node in self.members else None
-        return next((pod["ip"] for pod in self.pods_on(node)), str(network[2]) if network else "")
+        return str(network[2]) if network else ""
 
     # --- a node ---
 
@@ -272,7 +274,7 @@ class Case:
             for network, route in sorted(routes, key=lambda each: (-each[0].prefixlen, each[1]["metric"])):
                 of_mask = self._routes[node].setdefault(int(network.netmask), {})
                 of_mask.setdefault(int(network.network_address), []).append(route)
-        wanted = int(ipaddress.ip_address(address))
+        wanted = _number(address)
         return [route for mask, routes_of in self._routes[node].items() for route in routes_of.get(wanted & mask, ())]
 
     def tunnel_address(self, node: str, device: str) -> str:
@@ -357,6 +359,11 @@ def contains(network: str, other: str) -> bool:
 
 def is_private(address: str) -> bool:
     return any(contains(network, address) for network in PRIVATE)
+
+
+@lru_cache(maxsize=65536)
+def _number(address: str) -> int:
+    return int(ipaddress.ip_address(address))
 
 
 @lru_cache(maxsize=65536)
