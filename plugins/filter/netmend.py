@@ -165,8 +165,8 @@ def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> str:
     return json.dumps(by_host)
 
 
-def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> dict[str, Any]:
-    """Hosts, with their observations -> report.Judgement."""
+def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> str:
+    """Hosts, with their observations -> report.Judgement, as JSON."""
     kept = _kept(names, hostvars)
     facts = {**kept["netmend_facts"], "nodes": _nodes(kept)}
     results = {result["node"]: result for result in _results(kept, PROBED)}
@@ -181,7 +181,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
     matrix = plan.summarise(probes, results)
     is_matrix = any(probe["row"] not in plan.EDGE for probe in probes)
     coverage = plan.coverage(probes, facts["cluster"]) if is_matrix else None
-    return report.judge(
+    judgement = report.judge(
         matrix,
         findings,
         remove_foreign_rules=remove_foreign_rules,
@@ -189,6 +189,13 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
         overlays=passing,
         walks=walks(run, findings),
     )
+    return json.dumps(judgement)
+
+
+def netmend_outcome(now: str) -> dict[str, Any]:
+    """What of a judgement decides on a repair."""
+    judgement = json.loads(now)
+    return {name: judgement[name] for name in ("healthy", "remedies")}
 
 
 def netmend_ingress_nginx(
@@ -349,7 +356,7 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
 def netmend_swap_cause(names: Names, hostvars: Any, consent: str) -> str:
     """Hosts, measured, and netmend_swap -> why Flannel is to be swapped for Calico now; "" where it is not."""
     kept = _kept(names, hostvars)
-    faults = [finding["fault"] for finding in kept["netmend_now"]["findings"]]
+    faults = [finding["fault"] for finding in json.loads(kept["netmend_now"])["findings"]]
     return cause.why(consent, faults, *_measured(kept))
 
 
@@ -454,13 +461,13 @@ def netmend_checklist_probing(names: Names, hostvars: Any, asked: Mapping[str, A
     return json.dumps({host: given for host, given in asking.items() if given["probes"] or given["here"]})
 
 
-def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hosts -> report.Judgement, and what their and the controller's observations say of the checklist."""
+def netmend_checklist_judge(names: Names, hostvars: Any, asked: Mapping[str, Any]) -> str:
+    """Hosts -> report.Judgement, with what their and the controller's observations say of the checklist, as JSON."""
     kept = _kept(names, hostvars)
     facts = kept["netmend_facts"]
     observations = [seen for result in _results(kept, CHECKED) for seen in result["observations"]]
     points = checklist.points(_plain(asked), _nodes(kept), facts["cluster"], facts["expected_nodes"], observations)
-    return report.with_checklist(kept["netmend_now"], points)
+    return json.dumps(report.with_checklist(json.loads(kept["netmend_now"]), points))
 
 
 def netmend_has_collection(name: str) -> bool:
@@ -511,8 +518,8 @@ def netmend_report(
     kept = _kept(names, hostvars)
     facts, hosts = kept["netmend_facts"], [hostvars.raw_get(name) for name in names]
     whole = report.report(
-        now=kept["netmend_now"],
-        before=kept.get("netmend_before"),
+        now=json.loads(kept["netmend_now"]),
+        before=json.loads(kept["netmend_before"]) if "netmend_before" in kept else None,
         changes=[change for host in hosts for change in _changes(host, facts.get("server", ""))],
         nodes=report.members(facts["cluster"], facts["expected_nodes"], list(_nodes(kept))),
         marks=netmend_mark(kept["netmend_marks"], "end"),
@@ -560,7 +567,8 @@ class FilterModule:
             "netmend_k3s_disable_plan": netmend_k3s_disable_plan,
             "netmend_ingress_nginx": netmend_ingress_nginx,
             "netmend_mark": netmend_mark,
-            "netmend_measured_text": text.measured,
+            "netmend_measured_text": lambda now: text.measured(json.loads(now)),
+            "netmend_outcome": netmend_outcome,
             "netmend_report": netmend_report,
             "netmend_restore": netmend_restore,
             "netmend_state_is_whole": lambda path: backup.is_whole(Path(path)),

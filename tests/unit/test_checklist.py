@@ -242,7 +242,7 @@ def test_the_checklist_counts_for_the_score(port: int, mark: int, code: int, sai
         "ansible_python_interpreter": sys.executable,
         "netmend_accept_score": mark,
         "netmend_asked": asked,
-        "netmend_now": sample.measured(3),
+        "netmend_now": json.dumps(sample.measured(3)),
         "netmend_facts": {
             "expected_nodes": names, "server": names[0], "nodes": {name: {} for name in names},
             "cluster": {**facts, "nodes": members, "ingresses": []},

@@ -106,16 +106,16 @@ def test_a_diagnosis_says_which_overlays_can_work(
     stored = {"netmend_facts": facts, "netmend_probes": "{}", "netmend_edge": filters.netmend_edge([])}
     hosts = [{**host(name), "netmend_round": {"netmend_underlay": report, "changed": False}}
              for name, report in underlay_reports(ADDRESSES).items()]  # fmt: skip
-    judgement = filters.netmend_diagnose(*hostvars(*hosts, **stored))
+    judgement = json.loads(filters.netmend_diagnose(*hostvars(*hosts, **stored)))
     assert (judgement["overlays"]["ipip"]["verdict"], judgement["overlays"]["ipip"]["mtu"]) == ("works", 1430)
     assert runs[0]["underlay"]["overlays"] == judgement["overlays"]
     assert list(runs[0]["nodes"]) == list(ADDRESSES)
 
     hosts[1]["netmend_round"] = {"unreachable": True, "msg": "gone"}
-    assert filters.netmend_diagnose(*hostvars(*hosts, **stored))["overlays"]["ipip"]["verdict"] == "unknown"
+    assert json.loads(filters.netmend_diagnose(*hostvars(*hosts, **stored)))["overlays"]["ipip"]["verdict"] == "unknown"
 
     skipped = [{**each, "netmend_round": {"skipped": True}} for each in hosts]
-    assert filters.netmend_diagnose(*hostvars(*skipped, **stored))["overlays"] == {}
+    assert json.loads(filters.netmend_diagnose(*hostvars(*skipped, **stored)))["overlays"] == {}
     assert "underlay" not in runs[-1]
 
 

@@ -22,7 +22,7 @@ def run(judgement: Any, directory: Path) -> subprocess.CompletedProcess[str]:
     _, cluster = sample.facts(3)
     names = sample.names(3)
     measured = {
-        "netmend_now": judgement,
+        "netmend_now": json.dumps(judgement),
         "netmend_facts": {"expected_nodes": names, "cluster": cluster, "server": names[0]},
         "netmend_marks": [{"phase": "Probe", "at": 1.0}, {"phase": "Diagnose", "at": 2.5}],
         "netmend_read": {"answers": {name: {"netmend_node": {"name": name}} for name in names}},

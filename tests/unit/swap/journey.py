@@ -75,7 +75,7 @@ class Journey:
             "netmend_marks": [],
             "netmend_read": {"answers": {name: {"netmend_node": facts[name]} for name in reversed(NODES)}},
             "netmend_round": {"answers": {name: {"netmend_underlay": said} for name, said in (reports or {}).items()}},
-            "netmend_now": {"findings": [{"fault": fault} for fault in faults]},
+            "netmend_now": json.dumps({"findings": [{"fault": fault} for fault in faults]}),
         }
         hosts = {
             name: {
