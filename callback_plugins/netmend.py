@@ -85,12 +85,13 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible ships no types
             super().v2_runner_item_on_skipped(result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        if ignore_errors and not self._display.verbosity:
-            return
         if self._display.verbosity:
             super().v2_runner_on_failed(result, ignore_errors)
             return
         self._announce(result.task)
+        if ignore_errors:
+            self._display.display(f"            goes on without {result.result.get('msg', '')}", color=C.COLOR_WARN)
+            return
         self._handle_warnings_and_exception(result)
         self._say_failure(self.host_label(result), result.result)
 

@@ -73,6 +73,15 @@ def test_how_a_run_ends(run: Run, callback: dict[str, str], project: Project) ->
         assert project.report()["drift"] == (run.code == 10)
 
 
+def test_a_node_that_cannot_probe_is_missed_and_the_others_are_judged(project: Project) -> None:
+    project.answer("agent0/netmend_connectivity.json", {"failed": True, "msg": "no memory is left"})
+    done = project.run(*FIX)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search("goes on without agent0: .*no memory is left", done.stdout)
+    matrix = project.report()["now"]["matrix"]
+    assert 0 < matrix["ok"] < matrix["total"]
+
+
 def test_a_score_decides_alone(project: Project) -> None:
     project.forward_nothing()
     done = project.run(*FIX, "--check", "-e", "netmend_accept_score=0")
