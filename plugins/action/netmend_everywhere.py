@@ -54,7 +54,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
             more = f"; and {len(failed) - QUOTED} more" if len(failed) > QUOTED else ""
             result.update(failed=True, msg="; ".join(failed[:QUOTED]) + more)
         # Who shows results gets a copy of all that is in them, which takes seconds for a few hundred nodes' facts.
-        result["_ansible_no_log"] = not failed
+        result["_ansible_no_log"] = not failed and not self._display.verbosity
         return {**result, "changed": False, "answers": answers, "warnings": warnings}
 
     def _executor(self, module: str, name: str, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> _Executor:

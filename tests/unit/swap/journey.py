@@ -73,7 +73,7 @@ class Journey:
             "netmend_swap_wanted": wanted,
             "netmend_facts": {"expected_nodes": list(NODES), "cluster": facts["cluster"], "server": "server0"},
             "netmend_marks": [],
-            "netmend_read": {"answers": {name: {"netmend_node": facts[name]} for name in reversed(NODES)}},
+            "netmend_read": {"answers": {name: read(facts[name]) for name in reversed(NODES)}},
             "netmend_round": {"answers": {name: {"netmend_underlay": said} for name, said in (reports or {}).items()}},
             "netmend_now": json.dumps({"findings": [{"fault": fault} for fault in faults]}),
         }
@@ -117,3 +117,8 @@ class Journey:
     def told(self, name: str) -> list[str]:
         path = self.place / name
         return path.read_text().splitlines() if path.exists() else []
+
+
+def read(node: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a node whose clock is right."""
+    return {"netmend_node": node, "netmend_call": {"sent": node["time"], "received": node["time"] + node["took"]}}
