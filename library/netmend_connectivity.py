@@ -71,6 +71,11 @@ options:
       patience:
         description: Seconds that the answer of HTTP may take once connected, where that is longer than the time limit.
         type: float
+      settle:
+        description:
+          - Seconds in which it may yet come right. It is asked once a second until it has, and measured then, with all
+            others. A balancer, for one, lets nobody through to a target until its next health checks.
+        type: float
       proxy:
         description:
           - Whether HTTP and TLS begin with the PROXY header. With V(sent) or V(none) it is tried the other way where
@@ -333,6 +338,7 @@ def contract():
         "statuses": {"type": "list", "elements": "int"},
         "unwanted": {"type": "list", "elements": "int"},
         "patience": {"type": "float"},
+        "settle": {"type": "float"},
         "proxy": {"type": "str", "choices": list(PROXY)},
         "verify": {"type": "bool", "default": True},
         "attempts": {"type": "int", "default": 1},

@@ -290,10 +290,13 @@ def services_of(balancer: Balancer) -> List[BalancerService]:
 # --- who is asked -----------------------------------------------------------------------------------------------------
 
 
-def plan_edge(nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATIENCE) -> List[Probe]:
+def plan_edge(
+    nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATIENCE, settle: float = 0.0
+) -> List[Probe]:
     """The probes of the edge; without Ingresses and balancers there are none.
 
-    ``patience`` is how long an answer is waited for, in seconds: who answers sooner is not waited for.
+    ``patience`` is how long an answer is waited for, in seconds: who answers sooner is not waited for. ``settle`` is
+    how long balancers may take to see by their health checks that a target is well again.
     """
     plan = _Plan(nodes, edge)
     rows = {
@@ -305,11 +308,16 @@ def plan_edge(nodes: Mapping[str, NodeFacts], edge: Edge, patience: float = PATI
         "edge-self": plan.inside_pods,
         "edge-outside": plan.to_outside,
     }
+
+    def times(row: str, probe: Probe) -> Dict[str, float]:
+        for_answers = {"patience": patience} if probe["protocol"] in ("http", "https") else {}
+        for_checks = {"settle": settle} if settle and row == "edge-balancer" else {}
+        return {"timeout": TIMEOUT, **for_answers, **for_checks}
+
     asked = [
-        cast(Probe, {"id": _identifier(row, probe), "row": row, "timeout": TIMEOUT, "expect": "ok", **probe, **more})
+        cast(Probe, {"id": _identifier(row, probe), "row": row, "expect": "ok", **times(row, probe), **probe})
         for row, planned in rows.items()
         for probe in planned()
-        for more in [{"patience": patience} if probe["protocol"] in ("http", "https") else {}]
     ]
     # Two services of a balancer may check the same port.
     return list({probe["id"]: probe for probe in asked}.values())

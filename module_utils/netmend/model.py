@@ -303,6 +303,7 @@ class Probe(TypedDict, total=False):
     statuses: List[int]  # the same, where there are several
     unwanted: List[int]  # statuses below 500 that are not ok either
     patience: float  # seconds that an HTTP answer may take once connected; timeout, if it is absent
+    settle: float  # seconds in which it may yet come right, as after a repair, before it is measured
     proxy: str  # the PROXY header before HTTP or TLS: "sent", "none", or "unknown" (either will do); absent = never
     balancer: str  # the name of the balancer whose address this is, else ""
     backend: str  # "namespace/service:port" that an Ingress leads to, where the probe is about it, else ""

@@ -57,6 +57,7 @@ from .sockets import (
 CONCURRENCY = 512  # sockets open at a time; the usual limit is 1024
 AGAIN = 5  # attempts at another moment, all of which have to pass before a failure is taken for chance
 WAITED_FOR = 10.0  # seconds; an answer that took so long is believed: to ask again would take as long again
+SETTLING = 1.0  # seconds until what may yet come right is asked again
 ROUNDS = 100  # more would fill the nodes' tables of connections, which keep a closed one for two minutes
 PROXY = ("sent", "none", "unknown")
 EXPECTATIONS = (*OUTCOMES, "blocked", "any")
@@ -76,10 +77,11 @@ def measure(source_node: str, probes: Sequence[Probe], rounds: int = 1) -> Probe
 def run_probes(probes: Sequence[Probe], rounds: int = 1, concurrency: int = CONCURRENCY) -> List[Observation]:
     """Runs the probes concurrently, in rounds, and returns one observation each, in the same order.
 
-    An attempt takes its probe's ``timeout`` at most; up to ``concurrency`` attempts take the longest of those together.
-    The few that failed are asked once more, which takes as long again at most. The probes are valid (``problem`` finds
-    nothing); whatever the network does to them is an outcome.
+    What may yet come right is waited for first. An attempt takes its probe's ``timeout`` at most; up to ``concurrency``
+    attempts take the longest of those together. The few that failed are asked once more, which takes as long again at
+    most. The probes are valid (``problem`` finds nothing); whatever the network does to them is an outcome.
     """
+    _settle([probe for probe in probes if probe.get("settle")], concurrency)
     moments: List[List[_Moment]] = [[] for _ in probes]
     for _ in range(rounds):
         made = _at_once([[probe] * _attempts(probe) for probe in probes], concurrency)
@@ -90,6 +92,16 @@ def run_probes(probes: Sequence[Probe], rounds: int = 1, concurrency: int = CONC
     for place, moment in zip(failed, _at_once(asked, concurrency)):
         moments[place].append(moment)
     return [_observation(probe, of_probe) for probe, of_probe in zip(probes, moments)]
+
+
+def _settle(probes: Sequence[Probe], concurrency: int) -> None:
+    """Waits until all of them are met, or the time that they may take for it is over: nothing tells but asking."""
+    until = time.monotonic() + max((probe["settle"] for probe in probes), default=0.0)
+    while probes and time.monotonic() < until:
+        made = _at_once([[probe] for probe in probes], concurrency)
+        probes = [probe for probe, moment in zip(probes, made) if _failed(probe, moment)]
+        if probes:
+            time.sleep(SETTLING)
 
 
 class _Attempt(NamedTuple):

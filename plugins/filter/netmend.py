@@ -117,14 +117,19 @@ def netmend_edge(
         raise AnsibleFilterError(str(error)) from error
 
 
-def netmend_plan(names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False) -> str:
-    """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them, as JSON."""
+def netmend_plan(
+    names: Names, hostvars: Any, all_pairs: bool = False, edge_alone: bool = False, settle: float = 0.0
+) -> str:
+    """Hosts -> the matrix's probes and the edge's, or the latter alone, by the node that is to run them, as JSON.
+
+    ``settle``: seconds that the balancers may take to see what was mended.
+    """
     kept = _kept(names, hostvars)
     nodes, cluster = _nodes(kept), kept["netmend_facts"]["cluster"]
     said = _plain(kept["netmend_edge"])
     of_edge = edge.Edge(cluster, said["balancers"], said["applications"])
     matrix = [] if edge_alone else plan.plan_matrix(nodes, cluster, all_pairs=all_pairs)
-    return json.dumps(plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"])]))
+    return json.dumps(plan.by_node([*matrix, *edge.plan_edge(nodes, of_edge, said["patience"], settle)]))
 
 
 def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> str:

@@ -85,6 +85,13 @@ def test_ids_are_unique_and_only_answers_are_waited_for() -> None:
     assert all(probe["patience"] == PATIENCE > probe["timeout"] for probe in probes if probe["protocol"] == "http")
 
 
+def test_balancers_alone_get_time_to_see_what_was_mended() -> None:
+    bare: Any = {**BALANCER, "services": []}
+    probes = plan_edge(node_facts(cluster()), Edge(cluster(), [bare]), settle=60.0)
+    assert {probe["row"] for probe in probes if probe.get("settle") == 60.0} == {"edge-balancer"}
+    assert not any("settle" in probe for probe in plan_edge(node_facts(cluster()), Edge(cluster(), [bare])))
+
+
 def test_nothing_is_asked_where_there_is_no_ingress_and_no_balancer() -> None:
     facts = cluster(ingresses=[])
     assert plan_edge(node_facts(facts), Edge(facts)) == []

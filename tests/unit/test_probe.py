@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from ansible.module_utils.netmend import probe as probing
 from ansible.module_utils.netmend.counters import losses, moved, risen
 from ansible.module_utils.netmend.model import Observation, Probe
 from ansible.module_utils.netmend.parse import dns
@@ -522,6 +523,26 @@ def test_an_answer_is_waited_for_with_patience_once_connected(client: int) -> No
     with listening(socket.SOCK_STREAM, late) as port:
         assert outcome(client, "http", port, timeout=0.3, patience=5.0) == ("http", "status 504")
         assert outcome(client, "http", port, timeout=0.3)[0] == "timeout"
+
+
+def test_what_may_yet_come_right_is_waited_for_as_long_as_it_may_take(
+    client: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = [503, 503, 503]
+
+    def settling(sock: socket.socket) -> None:
+        with sock.accept()[0] as connection:
+            connection.recv(4096)
+            status = statuses.pop() if statuses else 200
+            connection.sendall(f"HTTP/1.1 {status} Whatever\r\n\r\n".encode())
+
+    monkeypatch.setattr(probing, "SETTLING", 0.05)
+    with listening(socket.SOCK_STREAM, settling) as port:
+        assert outcome(client, "http", port, settle=30.0) == ("ok", "status 200")
+    statuses += [503] * 1000
+    with listening(socket.SOCK_STREAM, settling) as port:
+        assert outcome(client, "http", port, settle=0.3) == ("http", "status 503")
+        assert 0 < len(statuses) < 999
 
 
 def test_https_to_a_server_that_speaks_http(client: int) -> None:
