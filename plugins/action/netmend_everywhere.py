@@ -68,29 +68,26 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible ships no types
         everyone = {"_hosts": known["ansible_play_hosts"], "_hosts_all": known["ansible_play_hosts_all"]}
         variables = manager.get_vars(play=task.get_play(), host=host, task=task, **everyone)
         context, loaders = begun._play_context.copy(), self._shared_loader_obj
-        executor = _Executor(host, task, variables, context, self._loader, loaders, None, manager)
-        executor.arguments = arguments
-        return executor
+        return _Executor(arguments, host, task, variables, context, self._loader, loaders, None, manager)
 
 
 class _Executor(TaskExecutor):  # type: ignore[misc]  # ansible ships no types
     """What Ansible has a process do for a host, but others have their turn while this one waits for its host."""
 
     _turn = Lock()
-    arguments: Mapping[str, Any]
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, arguments: Mapping[str, Any], *given: Any) -> None:
         super().__init__(*given)
-        self.host = str(self._host)
-        self.call: dict[str, float] = {}
+        self.host, self._arguments = str(self._host), dict(arguments)
+        self._call: dict[str, float] = {}
 
     def answer(self) -> dict[str, Any]:
         with self._turn:
             said = self.run()
-        return {**{key: value for key, value in said.items() if key != "exception"}, "netmend_call": self.call}
+        return {**{key: value for key, value in said.items() if key != "exception"}, "netmend_call": self._call}
 
     def _get_action_handler_with_module_context(self, templar: Any) -> Any:
-        self._task.args = dict(self.arguments)  # not before, as templates are looked for in what a task begins with
+        self._task.args = self._arguments  # not before, as templates are looked for in what a task begins with
         return super()._get_action_handler_with_module_context(templar)
 
     def _get_connection(self, *given: Any) -> Any:
@@ -102,11 +99,11 @@ class _Executor(TaskExecutor):  # type: ignore[misc]  # ansible ships no types
     def _aside(self, waiting: Any) -> Any:
         def others_meanwhile(*given: Any, **options: Any) -> Any:
             self._turn.release()
-            self.call.setdefault("sent", time.time())
+            self._call.setdefault("sent", time.time())
             try:
                 return waiting(*given, **options)
             finally:
-                self.call["received"] = time.time()
+                self._call["received"] = time.time()
                 self._turn.acquire()
 
         return others_meanwhile

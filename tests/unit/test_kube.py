@@ -337,42 +337,41 @@ def test_nobody_there(cluster: Cluster, tls: Path) -> None:
             gather_cluster(Api(k3s_credentials(server, str(tls)), timeout=0.2))
 
 
-def test_a_server_that_restarts_is_asked_again_where_there_is_patience(
-    cluster: Cluster, tls: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask, refusals = Api._ask, [ConnectionResetError(), ConnectionRefusedError(), ConnectionRefusedError()]
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """What the next requests fail with, one each, the last one first."""
+    ask, errors = Api._ask, []  # type: Any, list[OSError]
 
-    def refused(self: Api, *arguments: Any) -> tuple[int, str]:
-        if refusals:
-            raise refusals.pop()
-        return ask(self, *arguments)
+    def answer(self: Api, *arguments: Any) -> tuple[int, str]:
+        if errors:
+            raise errors.pop()
+        return ask(self, *arguments)  # type: ignore[no-any-return]  # it is Api's own
 
-    monkeypatch.setattr(Api, "_ask", refused)
+    monkeypatch.setattr(Api, "_ask", answer)
     monkeypatch.setattr(kube, "AGAIN", 0)
+    return errors
+
+
+def test_a_server_that_restarts_is_asked_again_where_there_is_patience(
+    cluster: Cluster, tls: Path, failing: list[OSError]
+) -> None:
+    failing += [ConnectionResetError(), ConnectionRefusedError(), ConnectionRefusedError()]
     credentials = k3s_credentials(cluster.url, str(tls))
     with pytest.raises(ApiError, match="cannot be reached"):
         Api(credentials).get("/none")
     assert Api(credentials, patience=60).get("/none")[0] == 404
-    assert refusals == []
+    assert failing == []
 
 
 def test_a_server_that_does_not_answer_in_time_is_asked_again_only_for_what_may_be_done_twice(
-    cluster: Cluster, tls: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tls: Path, failing: list[OSError]
 ) -> None:
-    ask, silences = Api._ask, [socket.timeout(), socket.timeout(), socket.timeout()]
-
-    def silent(self: Api, *arguments: Any) -> tuple[int, str]:
-        if silences:
-            raise silences.pop()
-        return ask(self, *arguments)
-
-    monkeypatch.setattr(Api, "_ask", silent)
-    monkeypatch.setattr(kube, "AGAIN", 0)
+    failing += [socket.timeout(), socket.timeout(), socket.timeout()]
     api = Api(k3s_credentials(cluster.url, str(tls)), patience=60)
     with pytest.raises(ApiError, match="does not answer within"):
         api.send("POST", "/none", {})
     assert api.get("/none")[0] == 404
-    assert silences == []
+    assert failing == []
 
 
 def test_a_machine_that_is_no_server(tmp_path: Path) -> None:
