@@ -24,7 +24,8 @@ description:
     rolling update.
   - C(release), where controller and Services ask for the same labels, as with most DaemonSets. The pod is taken out of
     all at once, while at least one other Ready pod serves and its budgets allow it; one at a time for each controller.
-  - C(evict), where two cannot run side by side; one at a time in the cluster, the next when its replacement is Ready.
+  - C(evict), where two cannot run side by side; one at a time in the cluster, the next when its replacement is Ready,
+    and when none of the others can be begun.
     So it is for StatefulSets (highest ordinal first), ports of the host, the strategy C(Recreate), C(maxSurge) 0, an
     antiaffinity to its like, and DaemonSets that write to folders of their hosts. A request that such a pod is just
     answering has the pod's grace period, no more.
@@ -64,7 +65,9 @@ options:
     type: int
     default: 60
   parallel:
-    description: Pods that are under way at once; each needs its memory twice meanwhile.
+    description:
+      - Replacements that start at once. The next start when these are Ready, while those that they replace drain, which
+        need their memory until they end.
     type: int
     default: 5
   timeout:

@@ -9,7 +9,8 @@ The ways, the safest first:
 - surge: the controller's label goes, the replacement joins the Services, then the Services' labels go. Needs a label of
   the controller's selector that no Service asks for, as every ReplicaSet of a Deployment has (pod-template-hash).
 - release: all of these labels go at once, while others serve. So it is for DaemonSets.
-- evict: the pod is deleted by the Eviction API while others serve. What it is just answering has its grace period.
+- evict: the pod is deleted by the Eviction API while others serve. What it is just answering has its grace period. One
+  at a time in the cluster, when nothing safer can be begun.
 Source for what controllers do with labels: pkg/controller/controller_ref_manager.go of kubernetes/kubernetes.
 """
 
@@ -53,7 +54,7 @@ class Wish(NamedTuple):
     networks: Tuple[Network, ...]  # where addresses are to be
     excluded: FrozenSet[str] = frozenset()  # namespaces whose pods are left
     recreate: bool = False  # whether pods go, too, that no other one stands in for
-    parallel: int = 5  # pods under way at once
+    parallel: int = 5  # replacements that start at once
 
 
 class Replacement(NamedTuple):
@@ -109,17 +110,22 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
             waits[each.pod] = f"{each.pod} is still in an EndpointSlice"
         else:
             steps.append(Step(each, "delete"))
-    free = wish.parallel - len(todo[UNDER_WAY])
-    starts = [Step(each, "label", view.controller_labels(each)) for each in todo[SURGE]]
-    held = {}
+    # Of some owners one pod goes at a time, which takes longest: these do not wait for the others.
+    starts, held = [], {}
     for each in _first_of_each_owner(todo[RELEASE]):
         wait = view.obstacle(each)
         if wait:
             held[each.owner] = wait
         else:
             starts.append(Step(each, "label", view.all_labels(each)))
-    steps += starts[: max(free, 0)]
-    if not steps and not waits and todo[EVICT]:
+    starts += [Step(each, "label", view.controller_labels(each)) for each in todo[SURGE]]
+    # Pods that only drain keep nobody from starting.
+    free = wish.parallel - sum(view.starting(owner) for owner in {each.owner for each in todo[UNDER_WAY]})
+    starts = starts[: max(free, 0)]
+    steps += starts
+    others = {each.owner for way in (UNDER_WAY, SURGE, RELEASE) for each in todo[way]}
+    evicted = [owner for owner in touched if owner in waits and owner not in others]
+    if todo[EVICT] and not starts and not evicted and free > 0:
         each = todo[EVICT][0]
         wait = view.obstacle(each)
         if wait:
@@ -233,22 +239,23 @@ class _View:
 
         Pods that were ill before, at their old address or on a node that is down, are not waited for.
         """
-        controller = self.controllers.get(owner)
-        if not controller:
+        if owner not in self.controllers:
             return ""
         pods = self.owned[owner]
-        wanted = _wanted(controller)
-        for pod in pods:
-            if not pod.facts["ready"] and not pod.outside and self._node_ready(pod):
-                where = f" on {pod.facts['node']}" if pod.facts["node"] else ""
-                return f"{pod.name}{where} is not Ready ({pod.facts['reason'] or 'no reason given'})"
-        if len(pods) < wanted:
-            return f"{owner} has {len(pods)} of its {wanted} pods"
+        for pod in self._unready(owner):
+            where = f" on {pod.facts['node']}" if pod.facts["node"] else ""
+            return f"{pod.name}{where} is not Ready ({pod.facts['reason'] or 'no reason given'})"
+        if self._unborn(owner):
+            return f"{owner} has {len(pods)} of its {_wanted(self.controllers[owner])} pods"
         for pod in pods:
             for service in self._services_of(pod):
                 if pod.facts["ready"] and pod.facts["uid"] not in self.endpoints[_key(service)]:
                     return f"{pod.name} is not yet in the EndpointSlices of the Service {_key(service)}"
         return ""
+
+    def starting(self, owner: str) -> int:
+        """Replacements that are yet to come, or to become Ready."""
+        return self._unborn(owner) + len(self._unready(owner))
 
     def obstacle(self, replacement: Replacement) -> str:
         """Why a pod that others stand in for may not go just now."""
@@ -285,6 +292,14 @@ class _View:
         pod = self.by_uid[replacement.uid]
         selectors = [set(service["spec"]["selector"]) for service in self._services_of(pod)]
         return _fewest([*selectors, _asked(self.controllers[pod.owner]["spec"]["selector"])])
+
+    def _unborn(self, owner: str) -> int:
+        controller = self.controllers.get(owner)
+        return max(0, _wanted(controller) - len(self.owned[owner])) if controller else 0
+
+    def _unready(self, owner: str) -> List[_Pod]:
+        pods = self.owned[owner]
+        return [pod for pod in pods if not pod.facts["ready"] and not pod.outside and self._node_ready(pod)]
 
     def _way(self, pod: _Pod) -> Tuple[str, str]:
         """The way, and what is special about it."""

@@ -111,6 +111,40 @@ def test_no_more_go_than_are_allowed_at_once() -> None:
     assert [each.way for each in plan(made.state(), WISH)] == ["under way"] * 3 + ["surge"]
 
 
+def actions(made: Cluster, wish: Wish) -> list[str]:
+    return [step.action for step in due(made.state(), wish).steps]
+
+
+def test_the_next_start_while_others_drain() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 3}))
+    one = WISH._replace(parallel=1)
+    assert actions(made, one) == ["label"]
+    replace(made, one, until=2)
+    assert actions(made, one) == ["delete", "label"]
+    assert made.ended == []
+
+
+def test_those_of_which_one_goes_at_a_time_begin_first() -> None:
+    made = served(cluster(deployment={"name": "api", "replicas": 3}, daemonset={"name": "web"}))
+    first = [step.replacement.way for step in due(made.state(), WISH._replace(parallel=2)).steps]
+    assert first == ["release", "surge"]
+
+
+def test_one_that_does_not_start_leaves_no_room_for_others() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 2}, daemonset={"name": "log"}))
+    made.sick.add("DaemonSet/log")
+    replace(made, WISH._replace(parallel=1), until=1)
+    assert actions(made, WISH._replace(parallel=1)) == []
+    assert actions(made, WISH._replace(parallel=2)) == ["label"]
+
+
+def test_pods_are_evicted_while_others_drain() -> None:
+    made = served(cluster(deployment={"name": "web", "replicas": 1}, statefulset={"name": "db", "replicas": 2}))
+    assert actions(made, WISH) == ["label"]
+    replace(made, until=2)
+    assert actions(made, WISH) == ["delete", "evict"]
+
+
 def test_those_that_were_told_to_end_are_waited_for_at_last() -> None:
     made = cluster(deployment={"name": "web", "replicas": 1})
     (pod,) = made.objects["pods"].values()
@@ -351,13 +385,14 @@ def test_excluded_namespaces_and_nodes_that_are_down_are_left() -> None:
     assert only(made).why == "its node n0 is not Ready: run this again when it is"
 
 
-def test_an_ill_pod_is_evicted_last_and_holds_nobody_up() -> None:
+def test_an_ill_pod_is_evicted_behind_others_and_holds_nobody_up() -> None:
     made = served(cluster(deployment={"name": "web", "replicas": 3}))
     ill = next(iter(made.objects["pods"].values()))
     ill["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
     assert [each.way for each in plan(made.state(), WISH)] == ["surge", "surge", "evict"]
     done = replace(made)
-    assert done[-1] == f"evict default/{ill['metadata']['name']}"
+    at = done.index(f"evict default/{ill['metadata']['name']}")
+    assert not any(step.endswith("pod-template-hash") for step in done[at:])
     assert (made.lost, plan(made.state(), WISH)) == ([], [])
 
 
