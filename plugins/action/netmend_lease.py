@@ -19,7 +19,7 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         here = place()
         # Tasks run in children of the process that is this run.
-        self._task.args.setdefault("holder", f"{here}/{os.getppid()}")
+        self._task.args.setdefault("holder", f"{here}/{identity(os.getppid())}")
         result: dict[str, Any] = super().run(tmp, task_vars)
         there, _, process = result.get("holder", "").rpartition("/")
         if result.get("failed") and there == here and not _runs(process):
@@ -40,12 +40,24 @@ def place() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}/{hashlib.sha256(space.encode()).hexdigest()[:8]}"
 
 
-def _runs(process: str) -> bool:
-    """Whether there is a process of that number; one of another run may have it by now, and is waited for."""
+def identity(process: int) -> str:
+    """NUMBER.START, its start in clock ticks since the boot, as its number may be another's soon; ProcessLookupError.
+
+    Where there is no /proc, the number alone. See proc_pid_stat(5).
+    """
+    os.kill(process, 0)
     try:
-        os.kill(int(process), 0)
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return str(process)
+    return f"{process}.{fields[19]}"
+
+
+def _runs(said: str) -> bool:
+    """Whether the process of that identity is there; one that may not be looked at is."""
+    try:
+        return identity(int(said.partition(".")[0])) == said
     except (ProcessLookupError, ValueError):
         return False
     except PermissionError:
-        pass
-    return True
+        return True

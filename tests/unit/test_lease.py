@@ -131,13 +131,15 @@ def plugin():
 
 @pytest.mark.parametrize(
     ("place", "process", "dead"),
-    [("here", "gone", True), ("here", "alive", False), ("elsewhere", "gone", False)],
+    [("here", "gone", True), ("here", "alive", False), ("here", "namesake", True), ("elsewhere", "gone", False)],
 )
 def test_only_a_run_whose_process_was_here_and_is_gone_is_dead(plugin, monkeypatch, place, process, dead):
     with subprocess.Popen(["true"]) as ended:
         pass
     there = plugin.place() if place == "here" else plugin.place()[:-8] + "00000000"
-    holder = f"{there}/{ended.pid if process == 'gone' else os.getpid()}"
+    alive = plugin.identity(os.getpid())
+    identities = {"gone": f"{ended.pid}.1", "alive": alive, "namesake": f"{os.getpid()}.1"}
+    holder = f"{there}/{identities[process]}"
     asked = []
 
     def run(self, tmp, task_vars):
@@ -148,7 +150,7 @@ def test_only_a_run_whose_process_was_here_and_is_gone_is_dead(plugin, monkeypat
     action = object.__new__(plugin.ActionModule)
     action._task = SimpleNamespace(args={})
     action.run()
-    own = {"holder": f"{plugin.place()}/{os.getppid()}"}
+    own = {"holder": f"{plugin.place()}/{plugin.identity(os.getppid())}"}
     assert asked == ([own, {**own, "dead": holder}] if dead else [own])
 
 
