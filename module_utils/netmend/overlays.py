@@ -87,7 +87,8 @@ def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> float:
     The calls before were on so many nodes at a time as there are ``forks``, and those of a round are on all. Each takes
     an SSH connection and the start of Python: 0.3 to 3 seconds, by how busy the machines are, and less once the
     connection is there. Who needs longer than last time is late, and what could not be heard of it is unknown; ``late``
-    is by how much that happened in a round before. Nobody waits longer than _LONGEST_WAIT for one that is slow.
+    is by how much that happened in a round before, and twice that is added, as machines that are busy differ from call
+    to call. Nobody waits longer than _LONGEST_WAIT for one that is slow.
     """
     calls = list(calls)
     if not calls:
@@ -96,7 +97,7 @@ def lead(calls: Iterable[Call], forks: int, late: float = 0.0) -> float:
     in_turn = len(calls) > forks
     launched = max(call.sent for call in calls) - min(call.sent for call in calls)
     before_the_last = _AMPLE * sum(starts) / forks if in_turn else launched
-    return max(_EARLIEST, before_the_last + min(max(starts), min(starts) + _LONGEST_WAIT) + late)
+    return max(_EARLIEST, before_the_last + min(max(starts), min(starts) + _LONGEST_WAIT) + 2 * late)
 
 
 def plan_round(

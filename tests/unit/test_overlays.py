@@ -54,7 +54,7 @@ def test_the_moment_is_as_far_ahead_as_starting_a_module_takes() -> None:
 
 
 def test_who_was_late_gets_as_much_more_time() -> None:
-    assert lead([call(0.0, until_begun=0.5)], 25, late=0.8) == pytest.approx(1.5)
+    assert lead([call(0.0, until_begun=0.5)], 25, late=0.8) == pytest.approx(2.3)
 
 
 def test_nobody_is_waited_for_long() -> None:
