@@ -1,10 +1,13 @@
 #!/usr/bin/python
-"""Restarts K3s on this node, and returns when the node is Ready again; never where that would cost etcd its quorum."""
+"""Restarts K3s on this node with the configuration that it is to have, and returns when the node is Ready again; never
+where that would cost etcd its quorum."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +23,8 @@ description:
     stopped. Pods go on running meanwhile.
   - A server is restarted only while every other server says on /readyz that it is well, its etcd member included. For
     half a minute this is waited for, as one of them may just have been restarted itself.
+  - O(files) are written and taken away only then, so that a restart that is refused leaves none of them to be found by
+    the next one.
   - Waits until the unit is active, the kubelet has reported the node as Ready since the restart, Flannel has written
     its C(subnet.env) again where it runs, and, on a server, /readyz says ok. Fails with what is missing of that.
   - Always restarts, as it is asked for where something running is wrong that no file shows. Run it on one server at a
@@ -38,6 +43,12 @@ options:
     description: The unit, whether it runs or not; where it is not given, the one that runs.
     type: str
     choices: [k3s.service, k3s-agent.service]
+  files:
+    description:
+      - What K3s is to find when it starts, by absolute path. Contents, which only root may read; or null for what is
+        not to be there, a link among it. Missing directories are made, with mode 0700.
+    type: dict
+    default: {}
   flannel:
     description: Whether Flannel is to run afterwards; where it is not given, as before.
     type: bool
@@ -51,7 +62,7 @@ attributes:
     description: Says whether the node may be restarted, and restarts nothing.
   diff_mode:
     support: full
-    description: The unit and since when it runs.
+    description: The unit and since when it runs, and the lines of the files that change.
 author: netmend maintainers
 """
 
@@ -60,6 +71,16 @@ EXAMPLES = """
   netmend_k3s_restart:
     node: k3s-master-03
     servers: ["10.0.0.101", "10.0.0.102"]
+  throttle: 1
+
+- name: Let a server do without Flannel
+  netmend_k3s_restart:
+    node: k3s-master-03
+    servers: ["10.0.0.101", "10.0.0.102"]
+    files:
+      /etc/rancher/k3s/config.yaml.d/90-netmend-cni.yaml: |
+        flannel-backend: "none"
+    flannel: false
   throttle: 1
 """
 
@@ -87,6 +108,7 @@ def main() -> None:
             "node": {"type": "str", "required": True},
             "servers": {"type": "list", "elements": "str", "default": []},
             "unit": {"type": "str", "choices": list(UNITS)},
+            "files": {"type": "dict", "default": {}},
             "flannel": {"type": "bool"},
             "timeout": {"type": "int", "default": 180},
         },
@@ -102,11 +124,44 @@ def main() -> None:
         module.fail_json(msg=f"{unit} is not restarted, as etcd could lose its quorum: {unwell}. Mend that first.")
     before = _shown(module, unit)
     state = f"{before['ActiveState']}, started {before['ActiveEnterTimestamp'] or 'never'}"
-    result = {"changed": True, "unit": unit, "diff": {"before": f"{unit} {state}\n", "after": ""}}
+    files = {Path(path): content for path, content in module.params["files"].items()}
+    old = {path: _content(path) for path in files}
+    changed = [path for path in files if old[path] != files[path]]
+    diff = {
+        "before": _lines(old, changed) + f"{unit} {state}\n",
+        "after": _lines(files, changed) + f"{unit} restarted\n",
+    }
+    result = {"changed": True, "unit": unit, "diff": diff}
     if not module.check_mode:
+        for path in changed:
+            _put(path, files[path])
         result["seconds"] = _restart(module, unit)
-    result["diff"]["after"] = f"{unit} restarted\n"
     module.exit_json(**result)
+
+
+def _content(path: Path) -> str | None:
+    """What a file has, or where a link leads; None where there is neither."""
+    if path.is_symlink():
+        return f"-> {os.readlink(path)}\n"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _put(path: Path, content: str | None) -> None:
+    if content is None:
+        path.unlink()
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Others may read it at no time, which AnsibleModule.atomic_move lets them do with a new file.
+    descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(made, path)
+
+
+def _lines(files: dict[Path, str | None], paths: list[Path]) -> str:
+    return "".join(f"{path}: {line}\n" for path in paths for line in (files[path] or "").splitlines())
 
 
 def _still_unwell(servers: list[str], patience: float) -> str:

@@ -133,6 +133,36 @@ def test_what_was_stopped_is_started_where_it_is_named(restart: Run) -> None:
     assert "it has not come up again (inactive)" in result["msg"]
 
 
+def test_files_are_there_and_gone_before_the_restart(restart: Run, tmp_path: Path) -> None:
+    new, old, link, none = (tmp_path / name for name in ("config.yaml.d/90.yaml", "old.yaml", "link", "none.yaml"))
+    old.write_text("flannel-cni-conf: a\n")
+    link.symlink_to("/opt/cni/bin/calico")
+    files = {str(new): 'flannel-backend: "none"\n', str(old): None, str(link): None, str(none): None}
+    answers = {"here": (200, "ok"), "node": node(lastHeartbeatTime=now())}
+    checked = restart("k3s.service", answers, files=files, _ansible_check_mode=True)
+    assert (new.exists(), old.exists(), link.is_symlink()) == (False, True, True)
+    result = restart("k3s.service", answers, files=files)
+    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert (new.read_text(), new.stat().st_mode & 0o777) == ('flannel-backend: "none"\n', 0o600)
+    assert new.parent.stat().st_mode & 0o777 == 0o700
+    assert not old.exists()
+    assert not link.is_symlink()
+    assert checked["diff"] == result["diff"]
+    assert result["diff"]["after"] == f'{new}: flannel-backend: "none"\nk3s.service restarted\n'
+    assert result["diff"]["before"].startswith(
+        f"{old}: flannel-cni-conf: a\n{link}: -> /opt/cni/bin/calico\nk3s.service active"
+    )
+    again = restart("k3s.service", answers, files=files)
+    assert again["diff"]["after"] == "k3s.service restarted\n"
+
+
+def test_files_are_left_where_the_restart_is_refused(restart: Run, tmp_path: Path) -> None:
+    answers = {"https://10.0.0.101:6443": (500, "[-]etcd failed: reason withheld\n")}
+    result = restart("k3s.service", answers, servers=["10.0.0.101"], files={str(tmp_path / "new.yaml"): "a: b\n"})
+    assert result["failed"] is True
+    assert not (tmp_path / "new.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
