@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -196,8 +197,10 @@ func workloadOf(pod core.Pod, policies []policy) workload {
 }
 
 // dataplane brings the kernel of this node to what the world asks for; again and again with the same result.
+// Rules and sets are as last written, and are looked at again when they are empty.
 type dataplane struct {
-	sets map[string][]string // as last written; empty: to be written again
+	sets   map[string][]string
+	tables []table
 }
 
 func (d *dataplane) apply(ctx context.Context, w world) error {
@@ -214,13 +217,24 @@ func (d *dataplane) apply(ctx context.Context, w world) error {
 		return err
 	}
 	d.sets = sets
-	if err := apply(ctx, tables(in)); err != nil {
-		return err
-	}
-	if err := removeSets(ctx, d.unused(ctx)); err != nil {
-		log.Print(err)
+	wanted := tables(in)
+	if changed := d.changed(wanted); len(changed) > 0 {
+		if err := apply(ctx, changed); err != nil {
+			d.tables = nil
+			return err
+		}
+		d.tables = wanted
+		if err := removeSets(ctx, d.unused(ctx)); err != nil {
+			log.Print(err)
+		}
 	}
 	return errors.Join(d.devicesAndRoutes(w, address), d.workloads(w, in.workloads))
+}
+
+func (d *dataplane) changed(wanted []table) []table {
+	return slices.DeleteFunc(slices.Clone(wanted), func(t table) bool {
+		return slices.ContainsFunc(d.tables, func(written table) bool { return reflect.DeepEqual(t, written) })
+	})
 }
 
 func (d *dataplane) unused(ctx context.Context) []string {

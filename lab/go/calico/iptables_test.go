@@ -59,3 +59,19 @@ func TestAChainThatIsNoLongerWantedGoes(t *testing.T) {
 		t.Errorf("%q", changes)
 	}
 }
+
+func TestOnlyTablesThatChangeAreWrittenAgain(t *testing.T) {
+	other := table{name: "nat"}
+	d := dataplane{tables: []table{small, other}}
+	if changed := d.changed([]table{small, other}); len(changed) > 0 {
+		t.Errorf("%v", changed)
+	}
+	more := small
+	more.chains = append(slices.Clone(more.chains), chain{name: "cali-tw-cali1"})
+	if changed := d.changed([]table{more, other}); len(changed) != 1 || changed[0].name != "filter" {
+		t.Errorf("%v", changed)
+	}
+	if changed := (&dataplane{}).changed([]table{small, other}); len(changed) != 2 {
+		t.Errorf("%v", changed)
+	}
+}

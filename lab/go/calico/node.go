@@ -244,7 +244,7 @@ func (a *agent) keepInSync(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-			a.kernel.sets = nil
+			a.kernel = dataplane{}
 		case <-a.changed:
 			// What comes together is worked on together.
 			time.Sleep(settle)

@@ -54,6 +54,7 @@ class Config:
     disable_network_policy: bool = False
     tls_san: tuple[str, ...] = ()
     write_kubeconfig_mode: str = "0600"
+    etcd_arg: tuple[str, ...] = ()
     kube_apiserver_arg: tuple[str, ...] = ()
     kube_controller_manager_arg: tuple[str, ...] = ()
     kube_scheduler_arg: tuple[str, ...] = ()

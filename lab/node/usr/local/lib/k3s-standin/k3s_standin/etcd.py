@@ -71,6 +71,7 @@ def configuration(config: Config, name: str, initial_cluster: str, state: str) -
         "snapshot-count": 10000,
         "experimental-initial-corrupt-check": True,
         "experimental-watch-progress-notify-interval": 5_000_000_000,
+        **{name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in config.etcd_arg)},
     }
 
 
