@@ -1,23 +1,42 @@
 #!/usr/bin/python
-"""Takes away what another network of pods left on a node, by commands that were planned from the node's facts."""
+"""Takes away what another network of pods left on a node and its Node, as was planned from the node's facts."""
 
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend.kube import (
+    MERGE_PATCH,
+    RESTART,
+    STRATEGIC_PATCH,
+    Api,
+    ApiError,
+    kubelet_credentials,
+)
 
 DOCUMENTATION = r"""
 module: netmend_cni_leftovers
 short_description: Take away what another network of pods left on a node
 description:
-  - Runs commands one after the other, as the filter P(netmend_swap_plan#filter) plans them from what is there; stops at
-    the first that fails, and says which. Planned again afterwards, nothing is left of what was done.
+  - Takes O(conditions) from the Node's status, runs O(commands) one after the other, and takes O(annotations) from the
+    Node, as the filter P(netmend_swap_plan#filter) plans them from what is there. Stops at the first that fails, and
+    says which. Planned again afterwards, nothing is left of what was done.
+  - The Node is changed as its kubelet may change it, with the kubelet's credentials.
 author: netmend maintainers
 options:
+  node:
+    description: The node's name in the cluster.
+    type: str
+    required: true
+  conditions:
+    description: Types of conditions. One that says C(NetworkUnavailable) keeps new pods off the node.
+    type: list
+    elements: str
+    default: []
   commands:
     description: The commands, in their order.
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       argv:
         description: The program and its arguments.
@@ -28,13 +47,18 @@ options:
         description: What it reads.
         type: str
         default: ""
+  annotations:
+    description: Names of annotations.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
-    description: Says what would be run.
+    description: Says what would be taken away.
   diff_mode:
     support: full
-    description: The commands.
+    description: Conditions, commands and annotations.
 requirements:
   - root on the node
 """
@@ -42,7 +66,9 @@ requirements:
 EXAMPLES = r"""
 - name: Take away what is left of Flannel
   netmend_cni_leftovers:
+    node: "{{ netmend_node_info.netmend_node.name }}"
     commands: "{{ netmend_swap_plan.commands[netmend_node_info.netmend_node.name] | default([]) }}"
+    annotations: "{{ netmend_swap_plan.annotations[netmend_node_info.netmend_node.name] | default([]) }}"
 """
 
 RETURN = r"""
@@ -61,22 +87,53 @@ def main():
         "stdin": {"type": "str", "default": ""},
     }
     module = AnsibleModule(
-        argument_spec={"commands": {"type": "list", "elements": "dict", "required": True, "options": command}},
+        argument_spec={
+            "node": {"type": "str", "required": True},
+            "conditions": {"type": "list", "elements": "str", "default": []},
+            "commands": {"type": "list", "elements": "dict", "options": command, "default": []},
+            "annotations": {"type": "list", "elements": "str", "default": []},
+        },
         supports_check_mode=True,
     )
-    commands = module.params["commands"]
+    conditions, commands, annotations = (module.params[each] for each in ("conditions", "commands", "annotations"))
     said = [shown(command) for command in commands]
-    for command in [] if module.check_mode else commands:
+    before = [*(f"condition {kind}" for kind in conditions), *said, *(f"annotation {name}" for name in annotations)]
+    if before and not module.check_mode:
+        take_away(module, conditions, commands, annotations)
+    diff = {"before": "".join(f"{text}\n" for text in before), "after": ""}
+    module.exit_json(changed=bool(before), commands=said, diff=diff)
+
+
+def take_away(module, conditions, commands, annotations):
+    path = f"/api/v1/nodes/{module.params['node']}"
+    try:
+        api = Api(kubelet_credentials(), patience=RESTART) if conditions or annotations else None
+        if conditions:
+            deleted = [{"$patch": "delete", "type": kind} for kind in conditions]
+            patch(api, f"{path}/status", {"status": {"conditions": deleted}}, STRATEGIC_PATCH)
+        run(module, commands, bool(conditions))
+        if annotations:
+            patch(api, path, {"metadata": {"annotations": dict.fromkeys(annotations)}}, MERGE_PATCH)
+    except (ApiError, OSError) as error:
+        module.fail_json(msg=f"The Node {module.params['node']} is not changed: {error}", changed=True)
+
+
+def patch(api, path, content, content_type):
+    status, body = api.send("PATCH", path, content, content_type)
+    if status != 200:
+        raise ApiError(f"{api.server} answers PATCH {path} with {status}: {body[:200]}")
+
+
+def run(module, commands, changed):
+    for place, command in enumerate(commands):
         status, _, error = module.run_command(command["argv"], data=command["stdin"] or None)
         if status:
-            done = commands.index(command)
             module.fail_json(
-                msg=f"`{' '.join(command['argv'])}` failed: {error.strip()}. {done} of {len(commands)} had run before.",
-                commands=said[:done],
-                changed=done > 0,
+                msg=f"`{' '.join(command['argv'])}` failed: {error.strip()}."
+                f" {place} of {len(commands)} had run before.",
+                commands=[shown(command) for command in commands[:place]],
+                changed=changed or place > 0,
             )
-    diff = {"before": "".join(f"{text}\n" for text in said), "after": ""}
-    module.exit_json(changed=bool(commands), commands=said, diff=diff)
 
 
 def shown(command):

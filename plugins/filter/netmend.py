@@ -65,6 +65,7 @@ PROBED = "netmend_probed"
 ROUND = "netmend_round"
 CHECKED = "netmend_checked"
 
+TUNNELS = 120  # seconds that Calico may take from a tunnel's address to its routes, BGP's sessions among them
 SAID = 300  # characters of an error that a report quotes
 
 Names = Sequence[str]
@@ -316,7 +317,7 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
     """Hosts, measured, a gates.Wanted, and calico or flannel -> what stands against that swap, or what it does next.
 
     ``steps`` are nodes to be flipped at once, ``cidrs`` the networks that pods have their addresses from then;
-    ``commands`` by node, ``annotations`` and ``patches`` of Nodes take away what is left of the other network.
+    ``commands``, ``annotations`` and ``conditions``, by node, are what takes away what is left of the other network.
     """
     nodes, cluster, underlay = _measured(_kept(names, hostvars))
     want = gates.Wanted(**_plain(wanted))
@@ -336,11 +337,11 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
             "backup": standing["phase"] in ("none", "installed"),
             "options": options,
             "canary": order.canary(standing, nodes, cluster, want.canary),
-            "steps": order.flip(standing, cluster, want.batch, want.canary),
+            "steps": order.flip(standing, nodes, cluster, want.batch),
             "cidrs": [options["pool"]],
             "commands": order.clean(standing),
             "annotations": order.old_annotations(standing),
-            "patches": {},
+            "conditions": {},
         }
     pools = [pool["cidr"] for pool in standing["pools"]]
     return {
@@ -354,7 +355,7 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
         "cidrs": [node["pod_cidr"] for node in cluster["nodes"]],
         "commands": order.clean_back(standing),
         "annotations": order.old_annotations_back(standing),
-        "patches": order.patches_back(standing),
+        "conditions": order.conditions_back(standing),
     }
 
 
@@ -418,19 +419,18 @@ def netmend_images(objects: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({each["image"] for pod in pods for each in (*pod.get("initContainers", []), *pod["containers"])})
 
 
-def netmend_calico_tunnels(cluster: Mapping[str, Any], node: str, backend: str) -> list[dict[str, Any]]:
-    """Cluster facts -> what a node has to reach through its tunnels: targets of netmend_connectivity.
+def netmend_calico_tunnels(addresses: Sequence[str], node: str) -> list[dict[str, Any]]:
+    """NODE=ADDRESS of each node's tunnel -> what a node has to reach through its own: targets of netmend_connectivity.
 
     Raises AnsibleFilterError for a node that Calico has given no tunnel address.
     """
-    annotation = calico_manifest.TUNNEL_ADDRESS[backend]
-    addresses = {each["name"]: each["annotations"].get(annotation) for each in _plain(cluster["nodes"])}
-    without = sorted(name for name, address in addresses.items() if not address)
+    by_node = dict(each.split("=") for each in addresses)
+    without = sorted(name for name, address in by_node.items() if not address)
     if without:
-        raise AnsibleFilterError(f"Calico has given {', '.join(without)} no tunnel address ({annotation})")
+        raise AnsibleFilterError(f"Calico has given {', '.join(without)} no tunnel address")
     return [
-        {"protocol": protocol, "address": address}
-        for name, address in addresses.items()
+        {"protocol": protocol, "address": address, "settle": TUNNELS}
+        for name, address in by_node.items()
         if name != node
         for protocol in ("icmp", "mtu")
     ]

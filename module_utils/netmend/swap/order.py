@@ -5,7 +5,7 @@ Planned from where the swap stands, so that one that was interrupted goes on, an
 
 from __future__ import annotations
 
-from typing import Any, Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
+from typing import Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
 
 from ..model import ClusterFacts, NodeFacts, Underlay
 from ..parse import k3s
@@ -34,31 +34,32 @@ def canary(state: State, nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, 
     return begun[0] if begun else wanted if wanted in agents else _least_busy(cluster, agents)
 
 
-def flip(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
+def flip(state: State, nodes: Mapping[str, NodeFacts], cluster: ClusterFacts, batch: int) -> List[List[str]]:
     """The nodes that are yet to be flipped, by steps; those of one step may be restarted at once.
 
     Servers come first, one by one: etcd can lose one, and agents take the settings over from any of them when they
-    start. Then one agent alone, unless one is flipped already, and the others in batches.
+    start. Then agents in batches, but one alone before the others where none has tried it.
     """
-    return _steps(
-        cluster, [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])], batch, canary
-    )
+    done = [node["name"] for node in cluster["nodes"] if _is_flipped(state, node["name"])]
+    tried = bool(canary(state, nodes, cluster)) or any(map(is_canary, nodes.values()))
+    return _steps(cluster, done, batch, tried)
 
 
-def flip_back(state: State, cluster: ClusterFacts, batch: int, canary: str = "") -> List[List[str]]:
-    """The nodes that are yet to have Flannel again, by the same steps."""
-    return _steps(cluster, [name for name, node in state["nodes"].items() if is_back(node)], batch, canary)
+def flip_back(state: State, cluster: ClusterFacts, batch: int, first: str = "") -> List[List[str]]:
+    """The nodes that are yet to have Flannel again, by the same steps; none has tried that."""
+    done = [name for name, node in state["nodes"].items() if is_back(node)]
+    return _steps(cluster, done, batch, False, first)
 
 
-def _steps(cluster: ClusterFacts, done: Collection[str], batch: int, canary: str) -> List[List[str]]:
+def _steps(cluster: ClusterFacts, done: Collection[str], batch: int, tried: bool, first: str = "") -> List[List[str]]:
     roles = {node["name"]: node["role"] for node in cluster["nodes"]}
     servers = sorted(name for name, role in roles.items() if role == "server" and name not in done)
     agents = sorted(name for name, role in roles.items() if role == "agent" and name not in done)
-    untried = agents and not any(role == "agent" and name in done for name, role in roles.items())
-    first = [canary if canary in agents else _least_busy(cluster, agents)] if untried else []
-    others = [name for name in agents if name not in first]
+    tried = tried or any(role == "agent" and name in done for name, role in roles.items())
+    alone = [first if first in agents else _least_busy(cluster, agents)] if agents and not tried else []
+    others = [name for name in agents if name not in alone]
     batches = [others[start : start + batch] for start in range(0, len(others), batch)]
-    return [[name] for name in [*servers, *first]] + batches
+    return [[name] for name in [*servers, *alone]] + batches
 
 
 def _is_flipped(state: State, name: str) -> bool:
@@ -114,33 +115,27 @@ def clean_back(state: State) -> Dict[str, List[Command]]:
     return _clean(state["back"], {name: node["calico"] for name, node in state["nodes"].items()})
 
 
-def old_annotations(state: State) -> List[str]:
-    """The names of Flannel's annotations that Nodes still have, once they may be taken away."""
-    if state["phase"] != "leftovers":
-        return []
-    return sorted({name for node in state["nodes"].values() for name in node["leftovers"]["annotations"]})
+def old_annotations(state: State) -> Dict[str, List[str]]:
+    """Node -> the names of Flannel's annotations that it still has, once they may be taken away."""
+    return _of_nodes(state["phase"], {name: each["leftovers"]["annotations"] for name, each in state["nodes"].items()})
 
 
-def old_annotations_back(state: State) -> List[str]:
+def old_annotations_back(state: State) -> Dict[str, List[str]]:
     """The same of Calico's."""
-    if state["back"] != "leftovers":
-        return []
-    return sorted({name for node in state["nodes"].values() for name in node["calico"]["annotations"]})
+    return _of_nodes(state["back"], {name: each["calico"]["annotations"] for name, each in state["nodes"].items()})
 
 
-def patches_back(state: State) -> Dict[str, Dict[str, Any]]:
-    """Node -> the strategic merge patch of its status that takes away the conditions that Calico left there.
+def conditions_back(state: State) -> Dict[str, List[str]]:
+    """Node -> the types of conditions that Calico left in its status.
 
     Where calico-node ends, it says that the network is unavailable, which keeps new pods off the node. K3s's Flannel
     says nothing of that, so that nobody would ever take it back.
     """
-    if state["back"] != "leftovers":
-        return {}
-    return {
-        name: {"status": {"conditions": [{"$patch": "delete", "type": kind} for kind in node["calico"]["conditions"]]}}
-        for name, node in state["nodes"].items()
-        if node["calico"]["conditions"]
-    }
+    return _of_nodes(state["back"], {name: each["calico"]["conditions"] for name, each in state["nodes"].items()})
+
+
+def _of_nodes(phase: str, found: Mapping[str, List[str]]) -> Dict[str, List[str]]:
+    return {name: names for name, names in found.items() if names} if phase == "leftovers" else {}
 
 
 def _clean(phase: str, leftovers: Mapping[str, Leftovers]) -> Dict[str, List[Command]]:

@@ -49,7 +49,8 @@ elif module == "netmend_apply":
 elif module == "netmend_connectivity":
     answer.update(met=True, unmet=[])
 elif module == "netmend_cni_leftovers":
-    said = str(len(arguments["commands"]))
+    owners = {name.partition("/")[0] for name in arguments["annotations"]}
+    said = " ".join([str(len(arguments["commands"])), *arguments["conditions"], *owners])
     answer["changed"] = bool(arguments["commands"])
 elif module == "netmend_lease":
     said = arguments.get("state", "held")

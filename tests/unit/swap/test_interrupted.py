@@ -24,7 +24,7 @@ Way = Callable[[Captured], Iterator[str]]
 def forth(cluster: Captured) -> Iterator[str]:
     now = allowed(cluster, gates)
     canary = order.canary(now, cluster.nodes, cluster.cluster)
-    steps = order.flip(now, cluster.cluster, WANTED.batch)
+    steps = order.flip(now, cluster.nodes, cluster.cluster, WANTED.batch)
     if canary:
         give_calico(cluster, canary)
         yield f"{canary} tries Calico"
@@ -64,7 +64,7 @@ def back(cluster: Captured) -> Iterator[str]:
         cluster.end_calico()
         yield "end of Calico"
     now = allowed(cluster, gates_back)
-    for name in order.patches_back(now):
+    for name in order.conditions_back(now):
         cluster.member(name)["network"] = ""
         yield f"condition of {name}"
     yield from clean(cluster, order.clean_back(now))
@@ -108,10 +108,11 @@ def clean(cluster: Captured, plan: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {' '.join(command['argv'])}"
 
 
-def forget(cluster: Captured, annotations: list[str]) -> Iterator[str]:
-    for member in cluster.cluster["nodes"] if annotations else []:
-        member["annotations"] = {key: text for key, text in member["annotations"].items() if key not in annotations}
-        yield f"annotations of {member['name']}"
+def forget(cluster: Captured, annotations: dict[str, list[str]]) -> Iterator[str]:
+    for name, gone in annotations.items():
+        member = cluster.member(name)
+        member["annotations"] = {key: text for key, text in member["annotations"].items() if key not in gone}
+        yield f"annotations of {name}"
 
 
 # --- what comes of a run that is killed -------------------------------------------------------------------------------

@@ -13,21 +13,21 @@ from ansible.module_utils.netmend.swap.order import (
     canary,
     clean,
     clean_back,
+    conditions_back,
     drop_in,
     flip,
     flip_back,
     mtu,
     old_annotations,
     old_annotations_back,
-    patches_back,
 )
 from ansible.module_utils.netmend.swap.state import WANTED, read
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
 
 
-def steps(cluster: Captured, batch: int = 2, canary: str = "") -> list[list[str]]:
-    return flip(read(cluster.nodes, cluster.cluster), cluster.cluster, batch, canary)
+def steps(cluster: Captured, batch: int = 2) -> list[list[str]]:
+    return flip(read(cluster.nodes, cluster.cluster), cluster.nodes, cluster.cluster, batch)
 
 
 # --- the flip ---------------------------------------------------------------------------------------------------------
@@ -47,16 +47,24 @@ def enlarged(cluster: Captured, agents: int) -> Captured:
     return cluster
 
 
-def test_servers_one_by_one_then_one_agent_then_the_others_in_batches(larger: Captured) -> None:
+def test_servers_one_by_one_then_agents_in_batches_as_one_tries_it_before(larger: Captured) -> None:
     assert steps(larger) == [
         ["server0"],
         ["server1"],
         ["server2"],
-        ["agent0"],
-        ["agent1", "agent2"],
-        ["agent3", "agent4"],
+        ["agent0", "agent1"],
+        ["agent2", "agent3"],
+        ["agent4"],
     ]
-    assert steps(larger, batch=10, canary="agent3")[3:] == [["agent3"], ["agent0", "agent1", "agent2", "agent4"]]
+
+
+def test_where_none_has_tried_it_one_agent_comes_before_the_others(larger: Captured) -> None:
+    for name in ("server0", "server1", "server2"):
+        larger.flip(name)
+        larger.drop_in(name)
+    assert steps(larger) == [["agent0"], ["agent1", "agent2"], ["agent3", "agent4"]]
+    larger.nodes["agent3"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
+    assert steps(larger, batch=5) == [["agent0", "agent1", "agent2", "agent3", "agent4"]]
 
 
 def test_one_agent_tries_it_before_anything_is_flipped(larger: Captured) -> None:
@@ -75,10 +83,11 @@ def test_one_agent_tries_it_before_anything_is_flipped(larger: Captured) -> None
 def test_the_first_agent_has_pods_and_few_of_them(larger: Captured) -> None:
     pod = next(each for each in larger.cluster["pods"] if each["node"] == "agent0")
     larger.cluster["pods"].append({**pod, "name": "web-2"})
-    assert steps(larger)[3] == ["agent1"]
+    assert canary(read(larger.nodes, larger.cluster), larger.nodes, larger.cluster) == "agent1"
 
 
 def test_what_is_done_is_not_done_again(larger: Captured) -> None:
+    larger.nodes["agent0"]["k3s"]["config"]["flannel-cni-conf"] = "/etc/cni/net.d/10-calico.conflist"
     order = steps(larger)
     while order:
         for name in order[0]:
@@ -159,13 +168,13 @@ def test_what_is_cleaned_on_a_node(leftovers: Captured) -> None:
 @pytest.mark.parametrize("state", ["flannel", "both-overlays"])
 def test_nothing_is_cleaned_that_is_in_use(captured: Callable[[str], Captured], state: str) -> None:
     found = read(captured(state).nodes, captured(state).cluster)
-    assert (clean(found), old_annotations(found)) == ({}, [])
+    assert (clean(found), old_annotations(found)) == ({}, {})
 
 
 def test_one_pod_of_before_keeps_flannel_on_every_node(leftovers: Captured) -> None:
     leftovers.cluster["pods"][0]["ip"] = "10.42.1.7"
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (clean(found), old_annotations(found)) == ({}, [])
+    assert (clean(found), old_annotations(found)) == ({}, {})
 
 
 def test_a_bridge_that_something_hangs_on_is_kept(leftovers: Captured) -> None:
@@ -207,13 +216,13 @@ def test_of_what_is_cleaned_nothing_is_planned_again(leftovers: Captured) -> Non
         for command in commands:
             carry_out(leftovers.nodes[name], command)
     names = old_annotations(found)
-    assert names
-    assert all(name.startswith("flannel.alpha.coreos.com/") for name in names)
+    assert set(names) == set(NODES)
+    assert all(name.startswith("flannel.alpha.coreos.com/") for of_node in names.values() for name in of_node)
     for member in leftovers.cluster["nodes"]:
-        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in names}
+        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in names[member["name"]]}
         assert "projectcalico.org/IPv4Address" in member["annotations"]
     found = read(leftovers.nodes, leftovers.cluster)
-    assert (found["phase"], clean(found), old_annotations(found)) == ("done", {}, [])
+    assert (found["phase"], clean(found), old_annotations(found)) == ("done", {}, {})
 
 
 def carry_out(facts: Any, command: Any) -> None:
@@ -293,9 +302,9 @@ def test_of_a_swap_that_had_just_begun_only_that_goes_back(larger: Captured) -> 
     assert steps_back(larger) == [["server0"], ["agent4"]]
 
 
-def planned_back(cluster: Captured) -> tuple[Any, list[str], Any]:
+def planned_back(cluster: Captured) -> tuple[Any, Any, Any]:
     found = read(cluster.nodes, cluster.cluster)
-    return clean_back(found), old_annotations_back(found), patches_back(found)
+    return clean_back(found), old_annotations_back(found), conditions_back(found)
 
 
 def test_what_is_cleaned_of_calico_on_a_node(returned: Captured) -> None:
@@ -333,13 +342,13 @@ def test_what_is_cleaned_of_calico_on_a_node(returned: Captured) -> None:
 
 @pytest.mark.parametrize("state", ["flannel", "both-overlays", "swapped-leftovers", "swapped-clean"])
 def test_nothing_of_calico_is_cleaned_before_it_has_gone(captured: Callable[[str], Captured], state: str) -> None:
-    assert planned_back(captured(state)) == ({}, [], {})
+    assert planned_back(captured(state)) == ({}, {}, {})
 
 
 def test_one_pod_of_the_pool_keeps_calico_on_every_node(returned: Captured) -> None:
     assert set(planned_back(returned)[0]) == set(NODES)
     returned.cluster["pods"][0]["ip"] = "10.42.130.5"
-    assert planned_back(returned) == ({}, [], {})
+    assert planned_back(returned) == ({}, {}, {})
 
 
 def test_a_node_where_a_pods_interface_is_calicos_is_kept(returned: Captured) -> None:
@@ -350,8 +359,8 @@ def test_a_node_where_a_pods_interface_is_calicos_is_kept(returned: Captured) ->
 
 def test_nodes_are_given_new_pods_again(returned: Captured) -> None:
     returned.member("agent0")["network"] = ""
-    patch = {"status": {"conditions": [{"$patch": "delete", "type": "NetworkUnavailable"}]}}
-    assert patches_back(read(returned.nodes, returned.cluster)) == {"server0": patch, "agent1": patch}
+    kinds = ["NetworkUnavailable"]
+    assert conditions_back(read(returned.nodes, returned.cluster)) == {"server0": kinds, "agent1": kinds}
 
 
 @pytest.mark.parametrize("state", ["both-overlays", "swapped-leftovers", "swapped-clean"])
@@ -362,16 +371,16 @@ def test_of_what_is_cleaned_of_calico_nothing_is_planned_again(captured: Callabl
     cluster.move_pods_back()
     cluster.end_calico()
     flannels = [name for name in cluster.nodes["agent0"]["iptables"]["nft"]["filter"] if "cali-" not in name]
-    commands, annotations, patches = planned_back(cluster)
-    assert set(commands) == set(patches) == set(NODES)
+    commands, annotations, conditions = planned_back(cluster)
+    assert set(commands) == set(annotations) == set(conditions) == set(NODES)
     for name, planned in commands.items():
         for command in planned:
             carry_out(cluster.nodes[name], command)
-    assert annotations
     for member in cluster.cluster["nodes"]:
-        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in annotations}
+        names = annotations[member["name"]]
+        member["annotations"] = {k: v for k, v in member["annotations"].items() if k not in names}
         member["network"] = ""
-    assert planned_back(cluster) == ({}, [], {})
+    assert planned_back(cluster) == ({}, {}, {})
     assert read(cluster.nodes, cluster.cluster)["back"] == "done"
     assert list(cluster.nodes["agent0"]["iptables"]["nft"]["filter"]) == flannels
 
