@@ -1,6 +1,6 @@
-"""A swap and a way back that are killed behind any of their tasks, and run again, end as those that are not.
+"""A swap and a way back that are killed behind each change that they make, and run again, end as those that are not.
 
-Each case is both, which takes about ten minutes: --boundaries chooses some.
+Behind a task that changes nothing, all is as behind the last change, so that these are all boundaries of tasks.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ CALLBACKS = f"{ROOT / 'callback_plugins'}:{Path(__file__).with_name('callbacks')
 KILLED = -signal.SIGKILL
 
 
-def test_killed_and_run_again(
-    lab: Lab, playbooks: Playbooks, monkeypatch: pytest.MonkeyPatch, boundary: int, past_the_end: list[int]
-) -> None:
-    if past_the_end:
-        pytest.skip(f"neither way has so many tasks: {past_the_end[0]} was too many")
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file that gets a line for each change that a run was killed behind; all are killed behind one that it lacks."""
+    file = tmp_path / "killed"
+    file.touch()
     monkeypatch.setenv("ANSIBLE_CALLBACK_PLUGINS", CALLBACKS)
+    monkeypatch.setenv("NETMEND_KILLED_BEHIND", str(file))
+    return file
 
-    codes = []
-    for book, again, assert_there in (
-        ("swap_cni", runs.swap, runs.assert_on_calico),
-        ("rollback", runs.back, runs.assert_on_flannel),
-    ):
-        with load(lab, downloads=True) as clients:
-            with monkeypatch.context() as patch:
-                patch.setenv("NETMEND_KILL_AFTER", str(boundary))
-                killed = playbooks.run(f"playbooks/{book}.yml", *runs.arguments(), limit=runs.LIMIT)
-            run = again(playbooks)
-        assert killed.code in (0, KILLED), killed.output
-        runs.assert_healthy_without_loss(run, clients, killed.output)
-        assert_there(lab)
-        codes.append(killed.code)
 
-    if KILLED not in codes:
-        past_the_end.append(boundary)
+@pytest.mark.parametrize(
+    ("way", "assert_there"),
+    [(runs.swap, runs.assert_on_calico), (runs.back, runs.assert_on_flannel)],
+    ids=["there", "back"],
+)
+def test_killed_behind_each_change(
+    lab: Lab, playbooks: Playbooks, behind: Path, way: runs.Way, assert_there: runs.Assert
+) -> None:
+    killed = ""
+    with load(lab, downloads=True) as clients:
+        while (run := way(playbooks)).code == KILLED:
+            killed += run.output
+            print(f"killed behind: {behind.read_text().splitlines()[-1]}", flush=True)
+    runs.assert_healthy_without_loss(run, clients, killed)
+    assert_there(lab)
+    assert len(behind.read_text().splitlines()) > 12

@@ -1,9 +1,13 @@
-"""Kills a run, with all of its processes, behind a task of a swap: the $NETMEND_KILL_AFTERth that is started."""
+"""Kills a run, with all of its processes, behind the first change that no run before it was killed behind.
+
+$NETMEND_KILLED_BEHIND is a file that has a line for each of these: the task, and the hosts that it changed.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
@@ -11,12 +15,10 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = """
     name: killed
     type: aggregate
-    short_description: Kills a run behind a task
+    short_description: Kills a run behind a change
     description:
       - As a controller ends that loses its power. What tasks did to nodes stays.
 """
-
-FIRST = "Find what stands against it"  # of playbooks/tasks/swap.yml
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no types
@@ -26,12 +28,27 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible ships no ty
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun: list[str] = []
+        self._hosts: list[str] = []
+        self._task = ""
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        if result.is_changed():
+            self._task = result.task.get_name().strip()
+            self._hosts.append(result.host.get_name())
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        if len(self._begun) == int(os.environ.get("NETMEND_KILL_AFTER", "0")) > 0:
-            self._display.display(f"killed behind: {self._begun[-1]}")
+        self._end_behind_a_change()
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        self._end_behind_a_change()
+
+    def _end_behind_a_change(self) -> None:
+        if not self._hosts:
+            return
+        change = f"{self._task} on {', '.join(sorted(self._hosts))}"
+        self._hosts = []
+        killed = Path(os.environ["NETMEND_KILLED_BEHIND"])
+        if change not in killed.read_text().splitlines():
+            with killed.open("a") as file:
+                file.write(f"{change}\n")
             os.killpg(0, signal.SIGKILL)
-        name = task.get_name().strip()
-        if self._begun or name == FIRST:
-            self._begun.append(name)
