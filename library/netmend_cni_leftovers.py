@@ -105,17 +105,19 @@ def main():
 
 
 def take_away(module, conditions, commands, annotations):
-    path = f"/api/v1/nodes/{module.params['node']}"
+    path, changed = f"/api/v1/nodes/{module.params['node']}", False
     try:
         api = Api(kubelet_credentials(), patience=RESTART) if conditions or annotations else None
         if conditions:
             deleted = [{"$patch": "delete", "type": kind} for kind in conditions]
             patch(api, f"{path}/status", {"status": {"conditions": deleted}}, STRATEGIC_PATCH)
-        run(module, commands, bool(conditions))
+            changed = True
+        run(module, commands, changed)
+        changed = changed or bool(commands)
         if annotations:
             patch(api, path, {"metadata": {"annotations": dict.fromkeys(annotations)}}, MERGE_PATCH)
     except (ApiError, OSError) as error:
-        module.fail_json(msg=f"The Node {module.params['node']} is not changed: {error}", changed=True)
+        module.fail_json(msg=f"The Node cannot be changed: {error}", changed=changed)
 
 
 def patch(api, path, content, content_type):

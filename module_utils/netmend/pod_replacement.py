@@ -123,6 +123,7 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
     free = wish.parallel - sum(view.starting(owner) for owner in {each.owner for each in todo[UNDER_WAY]})
     starts = starts[: max(free, 0)]
     steps += starts
+    # The replacement of one that was evicted is there before the next one goes.
     others = {each.owner for way in (UNDER_WAY, SURGE, RELEASE) for each in todo[way]}
     evicted = [owner for owner in touched if owner in waits and owner not in others]
     if todo[EVICT] and not starts and not evicted and free > 0:

@@ -87,6 +87,5 @@ def test_it_stops_at_the_first_command_that_fails(take_away: Run, tmp_path: Path
 def test_what_the_api_refuses_is_said(take_away: Run) -> None:
     result = take_away(status=403, annotations=["a/b"])
     assert result["failed"] is True
-    assert result["msg"] == (
-        "The Node n is not changed: https://127.0.0.1:6444 answers PATCH /api/v1/nodes/n with 403: no"
-    )
+    answer = "https://127.0.0.1:6444 answers PATCH /api/v1/nodes/n with 403: no"
+    assert (result["msg"], result["changed"]) == (f"The Node cannot be changed: {answer}", False)
