@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action.normal import ActionModule as Normal
 
 
@@ -24,8 +25,13 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
 
 
 def write(folder: Path, path: str, content: bytes) -> None:
-    """A file of a server, below the folder that the backup has for it; nobody else may read it at any time."""
+    """A file of a server, below the folder that the backup has for it; nobody else may read it at any time.
+
+    AnsibleActionFail for a path that leads out of there: it is the server's word.
+    """
     target = folder / path.lstrip("/")
+    if ".." in Path(path).parts:
+        raise AnsibleActionFail(f"the server names {path}, which is not below its own folder: nothing is written there")
     for missing in reversed([each for each in target.parents if not each.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

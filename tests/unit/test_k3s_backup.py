@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleActionFail
 
 ROOT = Path(__file__).parents[2]
 SECRET = "K10abc::server:secret"
@@ -124,6 +126,14 @@ def test_sqlite_is_copied(server: Path) -> None:
         assert copy.execute("select name from kine").fetchall() == [("/registry/a",)]
     database.write_text("no database\n" * 999)
     assert "cannot be copied" in keep(server, state=True, name="netmend-2", ok=False)["msg"]
+
+
+def test_a_server_writes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    write = runpy.run_path(str(ROOT / "plugins/action/netmend_k3s_backup.py"))["write"]
+    write(tmp_path / "server0", "/etc/rancher/k3s/a.yaml", b"a")
+    with pytest.raises(AnsibleActionFail, match="which is not below its own folder"):
+        write(tmp_path / "server0", "/../agent0/a.yaml", b"a")
+    assert [path.name for path in tmp_path.iterdir()] == ["server0"]
 
 
 def test_what_is_no_server_is_said(server: Path) -> None:
