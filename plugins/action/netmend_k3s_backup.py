@@ -17,7 +17,7 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
         files = result.pop("files", {})
         if result.get("failed"):
             return result
-        backup = Path(self._loader.path_dwim(self._task.args["directory"])).expanduser()
+        backup = Path(self._loader.path_dwim(self._task.args["directory"]))
         if not self._task.check_mode:
             for path, content in files.items():
                 write(backup / task_vars["inventory_hostname"], path, base64.b64decode(content))
