@@ -10,6 +10,7 @@ from ansible.module_utils.netmend.kube import (
     STRATEGIC_PATCH,
     Api,
     ApiError,
+    answered,
     kubelet_credentials,
 )
 
@@ -110,20 +111,16 @@ def take_away(module, conditions, commands, annotations):
         api = Api(kubelet_credentials(), patience=RESTART) if conditions or annotations else None
         if conditions:
             deleted = [{"$patch": "delete", "type": kind} for kind in conditions]
-            patch(api, f"{path}/status", {"status": {"conditions": deleted}}, STRATEGIC_PATCH)
+            taken = {"status": {"conditions": deleted}}
+            answered(api, [200], "PATCH", f"{path}/status", content=taken, content_type=STRATEGIC_PATCH)
             changed = True
         run(module, commands, changed)
         changed = changed or bool(commands)
         if annotations:
-            patch(api, path, {"metadata": {"annotations": dict.fromkeys(annotations)}}, MERGE_PATCH)
+            gone = {"metadata": {"annotations": dict.fromkeys(annotations)}}
+            answered(api, [200], "PATCH", path, content=gone, content_type=MERGE_PATCH)
     except (ApiError, OSError) as error:
         module.fail_json(msg=f"The Node cannot be changed: {error}", changed=changed)
-
-
-def patch(api, path, content, content_type):
-    status, body = api.send("PATCH", path, content, content_type)
-    if status != 200:
-        raise ApiError(f"{api.server} answers PATCH {path} with {status}: {body[:200]}")
 
 
 def run(module, commands, changed):

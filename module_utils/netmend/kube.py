@@ -391,6 +391,22 @@ def _asking(path: str, query: str) -> str:
     return f"{path}{'&' if '?' in path else '?'}{query}"
 
 
+def answered(
+    api: Api,
+    accepted: Iterable[int],
+    method: str,
+    path: str,
+    *,
+    content: Mapping[str, Any],
+    content_type: str = _JSON,
+) -> Tuple[int, str]:
+    """Status and body of what a request changes. ApiError, which says both, for a status that is not accepted."""
+    status, body = api.send(method, path, content, content_type)
+    if status not in accepted:
+        raise ApiError(f"{api.server} answers {method} {path} with {status}: {body[:200]}")
+    return status, body
+
+
 def _one(server: str, path: str, status: int, body: str) -> Optional[Dict[str, Any]]:
     if status == 404:
         return None

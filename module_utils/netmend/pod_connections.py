@@ -14,7 +14,7 @@ from pathlib import Path
 from select import select
 from typing import Dict, Optional
 
-from .kube import STRATEGIC_PATCH, Api, ApiError
+from .kube import STRATEGIC_PATCH, Api, answered
 from .mirror import Mirror
 from .parse.proc import incoming
 from .pod_replacement import CONNECTED, Object, connected, is_released
@@ -90,6 +90,4 @@ class Teller:
         metadata = pod["metadata"]
         path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/status"
         content = {"metadata": {"uid": metadata["uid"]}, "status": {"conditions": [condition]}}
-        status, body = self._api.send("PATCH", path, content, STRATEGIC_PATCH)
-        if status not in (200, *GONE):
-            raise ApiError(f"{self._api.server} answers PATCH {path} with {status}: {body[:200]}")
+        answered(self._api, (200, *GONE), "PATCH", path, content=content, content_type=STRATEGIC_PATCH)

@@ -9,7 +9,7 @@ import json
 import time
 from typing import Dict, Iterable, List, NamedTuple, Set, Tuple
 
-from .kube import MERGE_PATCH, Api, ApiError
+from .kube import MERGE_PATCH, Api, answered
 from .mirror import Mirror
 from .pod_replacement import (
     LEFT,
@@ -150,11 +150,10 @@ def _patch(api: Api, to: Replacement, content: Object) -> str:
 
 
 def _send(api: Api, method: str, path: str, content: Object, content_type: str = "application/json") -> str:
-    status, body = api.send(method, path, content, content_type)
+    accepted = (200, 201, 202, REFUSED, *GONE)
+    status, body = answered(api, accepted, method, path, content=content, content_type=content_type)
     if status == REFUSED:
         return f"the API refuses {method} {path}: {json.loads(body).get('message', body[:200])}"
-    if status not in (200, 201, 202, *GONE):
-        raise ApiError(f"{api.server} answers {method} {path} with {status}: {body[:200]}")
     return ""
 
 

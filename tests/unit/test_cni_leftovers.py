@@ -42,8 +42,8 @@ def take_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return run
 
 
-def shell(tmp_path: Path, text: str) -> dict[str, Any]:
-    return {"argv": ["sh", "-c", f"{text} >>{tmp_path}/log"], "stdin": "read"}
+def shell(tmp_path: Path, text: str, stdin: str = "") -> dict[str, Any]:
+    return {"argv": ["sh", "-c", f"{text} >>{tmp_path}/log"], "stdin": stdin}
 
 
 CONDITION = {"status": {"conditions": [{"$patch": "delete", "type": "NetworkUnavailable"}]}}
@@ -53,7 +53,7 @@ ANNOTATION = {"metadata": {"annotations": {"projectcalico.org/IPv4Address": None
 def test_conditions_go_first_and_annotations_last(take_away: Run, tmp_path: Path) -> None:
     arguments = {
         "conditions": ["NetworkUnavailable"],
-        "commands": [shell(tmp_path, "cat"), shell(tmp_path, "echo second")],
+        "commands": [shell(tmp_path, "cat", "read"), shell(tmp_path, "echo second")],
         "annotations": ["projectcalico.org/IPv4Address"],
     }
     checked = take_away(**arguments, _ansible_check_mode=True)
@@ -77,7 +77,11 @@ def test_nothing_is_nothing_changed(take_away: Run) -> None:
 
 
 def test_it_stops_at_the_first_command_that_fails(take_away: Run, tmp_path: Path) -> None:
-    commands = [shell(tmp_path, "echo first"), {"argv": ["sh", "-c", "echo why >&2; exit 3"]}, shell(tmp_path, "cat")]
+    commands = [
+        shell(tmp_path, "echo first"),
+        {"argv": ["sh", "-c", "echo why >&2; exit 3"]},
+        shell(tmp_path, "echo third"),
+    ]
     result = take_away(commands=commands, annotations=["a/b"])
     assert result["failed"] is True
     assert "failed: why. 1 of 3 had run before." in result["msg"]
