@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from . import cache, network, seed
 from .build import Artifacts
+from .processors import placement
 from .spec import Balancer, Lab, Machine
 
-POWER_ON = Path(__file__).parent / "power_on.py"
+ROOT = Path(__file__).parents[1]
+POWER_ON = ROOT / "lab/power_on.py"
 KERNEL = "linux"
 IMAGE = "disk.img"
 SSH_WITHIN = 120.0  # seconds from power-on
@@ -44,25 +47,15 @@ def power_on(lab: Lab, artifacts: Artifacts) -> dict[str, subprocess.Popen[bytes
     # Links of its own: a reboot reads them again, and the cache may have forgotten these builds by then.
     for name, source in ((KERNEL, artifacts.kernel), (IMAGE, artifacts.image)):
         os.link(source, state(lab.name) / name)
-    return {machine.name: _start(lab, machine) for machine in lab.machines}
+    processors = sorted(os.sched_getaffinity(0))
+    placed = placement(lab.machines, processors)
+    started = {machine.name: _start(lab, machine, placed[machine.name]) for machine in lab.machines}
+    if len(processors) < len(lab.machines):
+        _keep_even(lab)
+    return started
 
 
-def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[str, int]:
-    """The host's processor that each machine, by its name, stays on.
-
-    A machine's kernel and its processes are processes of the host that take turns. On one processor that is a switch,
-    between two it is an interrupt and a wake-up, which under a hypervisor costs several times as much.
-    """
-    load = dict.fromkeys(processors, 0)
-    placed = {}
-    for machine in machines:
-        processor = min(load, key=lambda p: load[p])
-        load[processor] += machine.memory
-        placed[machine.name] = processor
-    return placed
-
-
-def _start(lab: Lab, machine: Machine) -> subprocess.Popen[bytes]:
+def _start(lab: Lab, machine: Machine, processor: int) -> subprocess.Popen[bytes]:
     directory = state(lab.name)
     memory = directory / f"{machine.name}.memory"
     memory.mkdir(exist_ok=True)
@@ -72,7 +65,7 @@ def _start(lab: Lab, machine: Machine) -> subprocess.Popen[bytes]:
         "KERNEL": str(directory / KERNEL),
         "MEMORY_DIRECTORY": str(memory),
         "MEMORY": str(machine.memory),
-        "PROCESSOR": str(placement(lab.machines, sorted(os.sched_getaffinity(0)))[machine.name]),
+        "PROCESSOR": str(processor),
     }
     argv = network.inside(lab.name, str(POWER_ON), *arguments(lab, machine))
     with console(lab.name, machine.name).open("ab") as output:
@@ -80,6 +73,16 @@ def _start(lab: Lab, machine: Machine) -> subprocess.Popen[bytes]:
             argv, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
+
+
+def _keep_even(lab: Lab) -> None:
+    """Has the machines looked after until the lab ends, with whose network all of its processes end."""
+    names = [machine.name for machine in lab.machines]
+    subprocess.Popen(
+        network.inside(lab.name, sys.executable, "-m", "lab.processors", *names), cwd=state(lab.name),
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
 
 
 def arguments(lab: Lab, machine: Machine) -> list[str]:
