@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend import node
 from ansible.module_utils.netmend.kube import (
     MERGE_PATCH,
     RESTART,
@@ -82,20 +83,22 @@ commands:
 """
 
 
-def main():
+def contract():
     command = {
         "argv": {"type": "list", "elements": "str", "required": True},
         "stdin": {"type": "str", "default": ""},
     }
-    module = AnsibleModule(
-        argument_spec={
-            "node": {"type": "str", "required": True},
-            "conditions": {"type": "list", "elements": "str", "default": []},
-            "commands": {"type": "list", "elements": "dict", "options": command, "default": []},
-            "annotations": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
-    )
+    options = {
+        "node": {"type": "str", "required": True},
+        "conditions": {"type": "list", "elements": "str", "default": []},
+        "commands": {"type": "list", "elements": "dict", "options": command, "default": []},
+        "annotations": {"type": "list", "elements": "str", "default": []},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
+
+
+def main():
+    module = AnsibleModule(**contract())
     conditions, commands, annotations = (module.params[each] for each in ("conditions", "commands", "annotations"))
     said = [shown(command) for command in commands]
     before = [*(f"condition {kind}" for kind in conditions), *said, *(f"annotation {name}" for name in annotations)]
@@ -125,11 +128,11 @@ def take_away(module, conditions, commands, annotations):
 
 def run(module, commands, changed):
     for place, command in enumerate(commands):
-        status, _, error = module.run_command(command["argv"], data=command["stdin"] or None)
-        if status:
+        try:
+            node.run(command["argv"], given=command["stdin"])
+        except node.CommandError as error:
             module.fail_json(
-                msg=f"`{' '.join(command['argv'])}` failed: {error.strip()}."
-                f" {place} of {len(commands)} had run before.",
+                msg=f"{error}. {place} of {len(commands)} had run before.",
                 commands=[shown(command) for command in commands[:place]],
                 changed=changed or place > 0,
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
@@ -57,16 +58,20 @@ pulled:
 CRICTL = ["k3s", "crictl"]
 
 
+def contract():
+    options = {
+        "images": {"type": "list", "elements": "str", "required": True},
+        "timeout": {"type": "float", "default": 300.0},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
+
+
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "images": {"type": "list", "elements": "str", "required": True},
-            "timeout": {"type": "float", "default": 300.0},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
     images = sorted(set(module.params["images"]))
-    missing = [image for image, error in tried(images, "inspecti", module.params["timeout"]).items() if error]
+    there = listed(module.params["timeout"])
+    unlisted = [image for image in images if image not in there]
+    missing = [image for image, error in tried(unlisted, "inspecti", module.params["timeout"]).items() if error]
     refused = {} if module.check_mode else tried(missing, "pull", module.params["timeout"])
     failures = [f"{image}: {error}" for image, error in refused.items() if error]
     if failures:
@@ -75,12 +80,25 @@ def main():
             + "; ".join(failures)
             + ". Let the node reach the registry, name another one, or import them by `k3s ctr images import FILE`."
         )
-    there = [image for image in images if image not in missing]
+    before = [image for image in images if image not in missing]
     module.exit_json(
         changed=bool(missing),
         pulled=missing,
-        diff={"before": "".join(f"{image}\n" for image in there), "after": "".join(f"{image}\n" for image in images)},
+        diff={"before": "".join(f"{image}\n" for image in before), "after": "".join(f"{image}\n" for image in images)},
     )
+
+
+def listed(timeout):
+    """The images on this node, by their names in full, of which each may have several; none where that is not told.
+
+    What has another name there, without its registry or by a digest, has to be asked for.
+    """
+    try:
+        found = json.loads(node.run([*CRICTL, "images", "--output=json"], timeout=timeout))
+    except (node.CommandError, ValueError):
+        return set()
+    kinds = ("repoTags", "repoDigests")
+    return {name for image in found["images"] for kind in kinds for name in image.get(kind) or []}
 
 
 def tried(images, verb, timeout):

@@ -10,8 +10,10 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.netmend import node
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials, kubelet_credentials
 from ansible.module_utils.netmend.parse.cluster import ready_since
 
@@ -23,8 +25,8 @@ description:
     stopped. Pods go on running meanwhile.
   - A server is restarted only while every other server says on /readyz that it is well, its etcd member included. For
     half a minute this is waited for, as one of them may just have been restarted itself.
-  - O(files) are written and taken away only then, so that a restart that is refused leaves none of them to be found by
-    the next one.
+  - O(files) and O(links) are written and taken away only then, so that a restart that is refused leaves none of them to
+    be found by the next one.
   - Waits until the unit is active, the kubelet has reported the node as Ready since the restart, Flannel has written
     its C(subnet.env) again where it runs, and, on a server, /readyz says ok. Fails with what is missing of that.
   - Always restarts, as it is asked for where something running is wrong that no file shows. Run it on one server at a
@@ -47,6 +49,10 @@ options:
     description:
       - What K3s is to find when it starts, by absolute path. Contents, which only root may read; or null for what is
         not to be there, a link among it. Missing directories are made, with mode 0700.
+    type: dict
+    default: {}
+  links:
+    description: Symbolic links that K3s is to find when it starts, by absolute path, and where they lead.
     type: dict
     default: {}
   flannel:
@@ -99,22 +105,36 @@ seconds:
 UNITS = ("k3s.service", "k3s-agent.service")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
 SETTLE = 30  # seconds until servers have to be well before another one is restarted
-POLL = 0.5  # seconds; there is no one thing to wait on that says all of it
+POLL = 0.2  # seconds; there is no one thing to wait on that says all of it
+
+
+class Link(str):
+    """Where a symbolic link leads, in the place of what a file has."""
+
+
+def contract() -> dict[str, Any]:
+    options = {
+        "node": {"type": "str", "required": True},
+        "servers": {"type": "list", "elements": "str", "default": []},
+        "unit": {"type": "str", "choices": list(UNITS)},
+        "files": {"type": "dict", "default": {}},
+        "links": {"type": "dict", "default": {}},
+        "flannel": {"type": "bool"},
+        "timeout": {"type": "int", "default": 180},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "node": {"type": "str", "required": True},
-            "servers": {"type": "list", "elements": "str", "default": []},
-            "unit": {"type": "str", "choices": list(UNITS)},
-            "files": {"type": "dict", "default": {}},
-            "flannel": {"type": "bool"},
-            "timeout": {"type": "int", "default": 180},
-        },
-        supports_check_mode=True,
-    )
-    running = (unit for unit in UNITS if _shown(module, unit)["ActiveState"] == "active")
+    module = AnsibleModule(**contract())
+    try:
+        run(module)
+    except node.CommandError as error:
+        module.fail_json(msg=str(error))
+
+
+def run(module: AnsibleModule) -> None:
+    running = (unit for unit in UNITS if _shown(unit)["ActiveState"] == "active")
     unit = module.params["unit"] or next(running, "")
     if not unit:
         module.fail_json(msg=f"None of {', '.join(UNITS)} is active here: there is nothing that could be restarted.")
@@ -122,9 +142,10 @@ def main() -> None:
     unwell = _still_unwell(module.params["servers"], patience) if unit == "k3s.service" else ""
     if unwell:
         module.fail_json(msg=f"{unit} is not restarted, as etcd could lose its quorum: {unwell}. Mend that first.")
-    before = _shown(module, unit)
+    before = _shown(unit)
     state = f"{before['ActiveState']}, started {before['ActiveEnterTimestamp'] or 'never'}"
     files = {Path(path): content for path, content in module.params["files"].items()}
+    files.update((Path(path), Link(target)) for path, target in module.params["links"].items())
     old = {path: _content(path) for path in files}
     changed = [path for path in files if old[path] != files[path]]
     diff = {
@@ -142,7 +163,7 @@ def main() -> None:
 def _content(path: Path) -> str | None:
     """What a file has, or where a link leads; None where there is neither."""
     if path.is_symlink():
-        return f"-> {os.readlink(path)}\n"
+        return Link(os.readlink(path))
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
@@ -151,6 +172,12 @@ def _put(path: Path, content: str | None) -> None:
         path.unlink()
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if isinstance(content, Link):
+        new = path.with_name(f".{path.name}.netmend")
+        new.unlink(missing_ok=True)
+        new.symlink_to(content)
+        new.replace(path)
+        return
     # Others may read it at no time, which AnsibleModule.atomic_move lets them do with a new file.
     descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -161,7 +188,8 @@ def _put(path: Path, content: str | None) -> None:
 
 
 def _lines(files: dict[Path, str | None], paths: list[Path]) -> str:
-    return "".join(f"{path}: {line}\n" for path in paths for line in (files[path] or "").splitlines())
+    arrow = {path: "-> " if isinstance(files[path], Link) else "" for path in paths}
+    return "".join(f"{path}: {arrow[path]}{line}\n" for path in paths for line in (files[path] or "").splitlines())
 
 
 def _still_unwell(servers: list[str], patience: float) -> str:
@@ -190,49 +218,59 @@ def _unwell(servers: list[str]) -> str:
 def _restart(module: AnsibleModule, unit: str) -> float:
     # Where Flannel has gone, its file stays.
     with_flannel = SUBNET_ENV.exists() if module.params["flannel"] is None else module.params["flannel"]
+    limit = module.params["timeout"]
     began, started = time.time(), time.monotonic()
-    _systemctl(module, "restart", "--no-block", unit)
-    while True:
-        missing = _missing(module, unit, began, started, with_flannel)
-        took = time.monotonic() - started
-        if not missing:
-            return round(took, 1)
-        if took > module.params["timeout"]:
-            return module.fail_json(
-                msg=f"{unit} was restarted, and {missing} after {took:.0f} s. See `journalctl -u {unit}`."
-            )
-        time.sleep(POLL)
+    missing = _started(unit, limit)
+    if not missing:
+        restarted = Restarted(unit, module.params["node"], began)
+        while (missing := restarted.missing(with_flannel)) and time.monotonic() < started + limit:
+            time.sleep(POLL)
+    took = time.monotonic() - started
+    if missing:
+        module.fail_json(msg=f"{unit} was restarted, and {missing} after {took:.0f} s. See `journalctl -u {unit}`.")
+    return round(took, 1)
 
 
-def _missing(module: AnsibleModule, unit: str, began: float, started: float, with_flannel: bool) -> str:
-    """What is not yet as it has to be after a restart at ``began`` (``started``, of the monotonic clock)."""
-    shown = _shown(module, unit)
-    if shown["ActiveState"] != "active" or int(shown["ActiveEnterTimestampMonotonic"]) < started * 1e6:
-        return f"it has not come up again ({shown['ActiveState']})"
-    if with_flannel and not (SUBNET_ENV.exists() and SUBNET_ENV.stat().st_mtime > began):
-        return f"Flannel has not written {SUBNET_ENV}"
+def _started(unit: str, limit: float) -> str:
+    """Restarts it, and says what is missing when K3s says that it runs, or the time is over."""
     try:
-        if unit == "k3s.service":
-            status, _ = Api(k3s_credentials()).get("/readyz")
-            if status != 200:
-                return f"/readyz says {status}"
-        status, body = Api(kubelet_credentials()).get(f"/api/v1/nodes/{module.params['node']}")
-    except (ApiError, OSError) as error:  # where it never ran, the kubelet's credentials are yet to be made
-        return str(error)
-    if status != 200 or not ready_since(json.loads(body), began):
-        return f"the kubelet has not reported {module.params['node']} as Ready"
+        # K3s's units are of Type=notify: this ends when K3s says so.
+        node.run(["systemctl", "restart", unit], timeout=limit)
+    except node.CommandError:
+        return f"it has not come up again ({_shown(unit)['ActiveState']})"
     return ""
 
 
-def _shown(module: AnsibleModule, unit: str) -> dict[str, str]:
-    properties = "--property=ActiveState,ActiveEnterTimestamp,ActiveEnterTimestampMonotonic"
-    return dict(line.partition("=")[::2] for line in _systemctl(module, "show", properties, unit).splitlines())
+class Restarted:
+    """A node whose K3s was restarted at ``began``."""
+
+    def __init__(self, unit: str, name: str, began: float) -> None:
+        self._server, self._name, self._began = unit == "k3s.service", name, began
+        self._administrator: Api | None = None
+        self._kubelet: Api | None = None
+
+    def missing(self, with_flannel: bool) -> str:
+        """What is not yet as it has to be."""
+        if with_flannel and not (SUBNET_ENV.exists() and SUBNET_ENV.stat().st_mtime > self._began):
+            return f"Flannel has not written {SUBNET_ENV}"
+        try:
+            if self._server:
+                self._administrator = self._administrator or Api(k3s_credentials())
+                status, _ = self._administrator.get("/readyz")
+                if status != 200:
+                    return f"/readyz says {status}"
+            self._kubelet = self._kubelet or Api(kubelet_credentials())
+            status, body = self._kubelet.get(f"/api/v1/nodes/{self._name}")
+        except (ApiError, OSError) as error:  # where it never ran, the kubelet's credentials are yet to be made
+            return str(error)
+        if status != 200 or not ready_since(json.loads(body), self._began):
+            return f"the kubelet has not reported {self._name} as Ready"
+        return ""
 
 
-def _systemctl(module: AnsibleModule, *arguments: str) -> str:
-    program = module.get_bin_path("systemctl", required=True)
-    _, text, _ = module.run_command([program, *arguments], check_rc=True, environ_update={"LC_ALL": "C"})
-    return text
+def _shown(unit: str) -> dict[str, str]:
+    text = node.run(["systemctl", "show", "--property=ActiveState,ActiveEnterTimestamp", unit])
+    return dict(line.partition("=")[::2] for line in text.splitlines())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend.declared import at_least
@@ -77,16 +79,21 @@ running:
 """
 
 
+def contract() -> dict[str, Any]:
+    options = {
+        "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+        "node": {"type": "str"},
+        "duration": {"type": "int", "default": 3600},
+    }
+    return {
+        "argument_spec": options,
+        "required_if": [("state", "started", ["node"])],
+        "supports_check_mode": True,
+    }
+
+
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
-            "node": {"type": "str"},
-            "duration": {"type": "int", "default": 3600},
-        },
-        required_if=[("state", "started", ["node"])],
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
     try:
         at_least(1)(module.params["duration"], "duration")
     except ValueError as error:
@@ -114,6 +121,7 @@ def _start(listener: socket.socket, credentials: Credentials, node: str, duratio
     if os.fork():
         return
     os.setsid()
+    gc.enable()  # it is off where a module runs without Ansible's own code, as those end soon
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)

@@ -21,6 +21,9 @@ class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
         if not self._task.check_mode:
             for path, content in files.items():
                 write(backup / task_vars["inventory_hostname"], path, base64.b64decode(content))
+            if result["saved"]:
+                # Who fetches it writes into this file, which nobody else may read.
+                write(backup, result["kind"], b"")
         return {**result, "kept": list(files)}
 
 

@@ -31,12 +31,17 @@ class AnsibleModule:
     def __init__(self, **_):
         self.params = GIVEN["arguments"]
         self.check_mode = GIVEN["_ansible_check_mode"]
+        self._diff = GIVEN["_ansible_diff"]
+        self._warnings = []
+
+    def warn(self, warning):
+        self._warnings.append(warning)
 
     def exit_json(self, **result):
-        end(result)
+        end({**result, "warnings": self._warnings} if self._warnings else result)
 
     def fail_json(self, msg, **result):
-        end({"failed": True, "msg": msg, **result})
+        self.exit_json(failed=True, msg=msg, **result)
 
 
 def end(result):

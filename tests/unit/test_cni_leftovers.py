@@ -53,7 +53,7 @@ ANNOTATION = {"metadata": {"annotations": {"projectcalico.org/IPv4Address": None
 def test_conditions_go_first_and_annotations_last(take_away: Run, tmp_path: Path) -> None:
     arguments = {
         "conditions": ["NetworkUnavailable"],
-        "commands": [shell(tmp_path, "cat", "read"), shell(tmp_path, "echo second")],
+        "commands": [shell(tmp_path, "cat", "read\n"), shell(tmp_path, "echo second")],
         "annotations": ["projectcalico.org/IPv4Address"],
     }
     checked = take_away(**arguments, _ansible_check_mode=True)
@@ -84,7 +84,7 @@ def test_it_stops_at_the_first_command_that_fails(take_away: Run, tmp_path: Path
     ]
     result = take_away(commands=commands, annotations=["a/b"])
     assert result["failed"] is True
-    assert "failed: why. 1 of 3 had run before." in result["msg"]
+    assert "why (exit code 3). 1 of 3 had run before." in result["msg"]
     assert (result["changed"], result["done"]) == (True, ["first"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ module = loaded("library/netmend_images.py")
 # Knows what has a file, and pulls what has "free" in its name.
 CRICTL = """#!/bin/sh
 file=$(dirname "$0")/$(echo "$2" | tr /: __)
-echo "$1 $2" >> "$(dirname "$0")/asked"
+test "$1" = images || echo "$1 $2" >> "$(dirname "$0")/asked"
 case $1 in
+    images) test -e "$(dirname "$0")/list" || exit 1; cat "$(dirname "$0")/list" ;;
     inspecti) test -e "$file" || { echo "no such image $2" >&2; exit 1; } ;;
     pull) case $2 in *free*) touch "$file" ;; *) echo "dial tcp: i/o timeout" >&2; exit 1 ;; esac ;;
 esac
@@ -38,6 +40,14 @@ def run(*images: str, **arguments: Any) -> dict[str, Any]:
 
 def test_what_is_there_is_asked_of_no_registry(crictl: Path) -> None:
     result = run("calico/node:v3")
+    assert (result["changed"], result["pulled"]) == (False, [])
+    assert (crictl / "asked").read_text() == "inspecti calico/node:v3\n"
+
+
+def test_what_is_listed_is_not_asked_for_one_by_one(crictl: Path) -> None:
+    names = {"repoTags": ["quay.io/calico/cni:v3", "quay.io/calico/node:v3"], "repoDigests": ["free/cni@sha256:1"]}
+    (crictl / "list").write_text(json.dumps({"images": [names]}))
+    result = run("quay.io/calico/cni:v3", "free/cni@sha256:1", "calico/node:v3")
     assert (result["changed"], result["pulled"]) == (False, [])
     assert (crictl / "asked").read_text() == "inspecti calico/node:v3\n"
 

@@ -109,6 +109,7 @@ def test_etcd_is_saved_by_k3s(server: Path) -> None:
     assert result["kind"] == "etcd-snapshot"
     assert Path(result["saved"]).name == "netmend-1-server0-1795854000"
     assert Path(result["saved"]).read_text() == "pages\n"
+    assert kept(server)["etcd-snapshot"] == ("", 0o600)  # into which it is fetched
     (server / "bin/k3s").write_text("#!/bin/sh\n")
     again = keep(server, state=True, name="netmend-2", ok=False)
     assert "has 0 files of that name" in again["msg"]

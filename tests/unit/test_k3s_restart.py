@@ -16,13 +16,12 @@ from tests.unit.loaded import loaded
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"$0.log"
-test "$1" = show || exit 0
+test "$1" = show || exit CODE
 case "$3" in
     UNIT) echo "ActiveState=active" ;;
     *) echo "ActiveState=inactive" ;;
 esac
 echo "ActiveEnterTimestamp=Sat 2026-11-21 12:00:00 UTC"
-echo "ActiveEnterTimestampMonotonic=ENTERED"
 """
 READY = {"type": "Ready", "status": "True"}
 
@@ -39,10 +38,10 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     module = loaded("library/netmend_k3s_restart.py")
 
     def run(
-        unit: str, answers: dict[str, Any], /, entered: float = 1e9, settle: float = 0, **arguments: Any
+        unit: str, answers: dict[str, Any], /, code: int = 0, settle: float = 0, **arguments: Any
     ) -> dict[str, Any]:
         program = tmp_path / "systemctl"
-        program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("ENTERED", str(int(entered * 1e6))))
+        program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("CODE", str(code)))
         program.chmod(0o755)
 
         class Api:
@@ -62,7 +61,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(module, "SUBNET_ENV", tmp_path / "none")
         monkeypatch.setattr(module, "POLL", 0.01)
         monkeypatch.setattr(module, "SETTLE", settle)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        monkeypatch.setattr(module.node, "PATH", f"{tmp_path}:{module.node.PATH}")
         with patch_module_args({"node": "n", **arguments}), pytest.raises(SystemExit):
             module.main()
         log = tmp_path / "systemctl.log"
@@ -79,7 +78,7 @@ def now() -> str:
 def test_an_agent_is_restarted_and_waited_for(restart: Run) -> None:
     result = restart("k3s-agent.service", {"node": node(lastHeartbeatTime=now())})
     assert (result["changed"], result["unit"]) == (True, "k3s-agent.service")
-    assert result["asked"] == ["restart --no-block k3s-agent.service"]
+    assert result["asked"] == ["restart k3s-agent.service"]
 
 
 def test_check_mode_restarts_nothing(restart: Run) -> None:
@@ -111,13 +110,13 @@ def test_a_server_that_is_not_well_yet_is_waited_for(restart: Run) -> None:
     answers = {"https://10.0.0.101:6443": [unwell, unwell, (200, "ok")], "here": (200, "ok")}
     answers["node"] = node(lastHeartbeatTime=now())
     result = restart("k3s.service", answers, settle=60, servers=["10.0.0.101"])
-    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert result["asked"] == ["restart k3s.service"]
     assert answers["https://10.0.0.101:6443"] == []
 
 
 def test_the_only_server_may_be_restarted(restart: Run) -> None:
     result = restart("k3s.service", {"here": (200, "ok"), "node": node(lastHeartbeatTime=now())})
-    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert result["asked"] == ["restart k3s.service"]
 
 
 def test_where_k3s_does_not_run_nothing_is_restarted(restart: Run) -> None:
@@ -128,9 +127,8 @@ def test_where_k3s_does_not_run_nothing_is_restarted(restart: Run) -> None:
 
 def test_what_was_stopped_is_started_where_it_is_named(restart: Run) -> None:
     answers = {"here": (200, "ok"), "node": node(lastHeartbeatTime=now())}
-    result = restart("other.service", answers, unit="k3s.service", timeout=0)
-    assert result["asked"] == ["restart --no-block k3s.service"]
-    assert "it has not come up again (inactive)" in result["msg"]
+    result = restart("other.service", answers, unit="k3s.service")
+    assert (result["changed"], result["asked"]) == (True, ["restart k3s.service"])
 
 
 def test_files_are_there_and_gone_before_the_restart(restart: Run, tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_files_are_there_and_gone_before_the_restart(restart: Run, tmp_path: Pat
     checked = restart("k3s.service", answers, files=files, _ansible_check_mode=True)
     assert (new.exists(), old.exists(), link.is_symlink()) == (False, True, True)
     result = restart("k3s.service", answers, files=files)
-    assert result["asked"] == ["restart --no-block k3s.service"]
+    assert result["asked"] == ["restart k3s.service"]
     assert (new.read_text(), new.stat().st_mode & 0o777) == ('flannel-backend: "none"\n', 0o600)
     assert new.parent.stat().st_mode & 0o777 == 0o700
     assert not old.exists()
@@ -156,6 +154,20 @@ def test_files_are_there_and_gone_before_the_restart(restart: Run, tmp_path: Pat
     assert again["diff"]["after"] == "k3s.service restarted\n"
 
 
+def test_links_are_put_where_they_are_to_lead(restart: Run, tmp_path: Path) -> None:
+    new, old = tmp_path / "cni/calico", tmp_path / "calico-ipam"
+    old.symlink_to("/nowhere")
+    answers = {"node": node(lastHeartbeatTime=now())}
+    links = {str(new): "/opt/cni/bin/calico", str(old): "/opt/cni/bin/calico-ipam"}
+    result = restart("k3s-agent.service", answers, links=links)
+    assert [str(path.readlink()) for path in (new, old)] == list(links.values())
+    assert result["diff"]["before"].startswith(f"{old}: -> /nowhere\nk3s-agent.service active")
+    told = "".join(f"{path}: -> {target}\n" for path, target in links.items())
+    assert result["diff"]["after"] == f"{told}k3s-agent.service restarted\n"
+    again = restart("k3s-agent.service", answers, links=links)
+    assert again["diff"]["after"] == "k3s-agent.service restarted\n"
+
+
 def test_files_are_left_where_the_restart_is_refused(restart: Run, tmp_path: Path) -> None:
     answers = {"https://10.0.0.101:6443": (500, "[-]etcd failed: reason withheld\n")}
     result = restart("k3s.service", answers, servers=["10.0.0.101"], files={str(tmp_path / "new.yaml"): "a: b\n"})
@@ -166,15 +178,20 @@ def test_files_are_left_where_the_restart_is_refused(restart: Run, tmp_path: Pat
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"entered": 0.0}, "has not come up again (active)"),
         ({"answers": {"node": node(lastHeartbeatTime="2026-01-01T00:00:00Z")}}, "has not reported n as Ready"),
         ({"answers": {"node": node(status="False", lastHeartbeatTime="2099-01-01T00:00:00Z")}}, "as Ready"),
     ],
 )
 def test_what_is_still_to_come_is_said(restart: Run, more: dict[str, Any], said: str) -> None:
-    result = restart("k3s-agent.service", more.pop("answers", {}), timeout=0, **more)
+    result = restart("k3s-agent.service", more.pop("answers", {}), timeout=1, **more)
     assert result["failed"] is True
     assert said in result["msg"]
+
+
+def test_k3s_that_does_not_start_is_said(restart: Run) -> None:
+    result = restart("other.service", {}, unit="k3s.service", code=1)
+    assert (result["failed"], result["asked"]) == (True, ["restart k3s.service"])
+    assert "k3s.service was restarted, and it has not come up again (inactive) after" in result["msg"]
 
 
 def test_ready_since() -> None:

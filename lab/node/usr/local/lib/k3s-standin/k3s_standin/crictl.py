@@ -26,7 +26,7 @@ _STATES = {
     "CONTAINER_EXITED": "Exited",
 }
 USAGE = (
-    "crictl of the k3s stand-in: pods | ps [-a], each with -o json or -q; inspectp ID; inspect ID; images [-q]; "
+    "crictl of the k3s stand-in: pods | ps [-a] | images, each with -o json or -q; inspectp ID; inspect ID; "
     "inspecti IMAGE; pull IMAGE"
 )
 
@@ -42,7 +42,12 @@ def main(argv: list[str]) -> int:
     if verb in ("inspecti", "pull"):
         return _image(words[1], verb == "pull")
     if verb == "images":
-        print(_ctr("images", "ls", *(["-q"] if "-q" in options else [])), end="")
+        if _as_json(options):
+            names = _ctr("images", "ls", "-q").split()
+            json.dump({"images": [{"repoTags": [name], "repoDigests": []} for name in names]}, sys.stdout, indent=2)
+            print()
+        else:
+            print(_ctr("images", "ls", *(["-q"] if "-q" in options else [])), end="")
         return 0
     if verb.startswith("inspect"):
         json.dump(inspect(_info(words[1]), _pids()), sys.stdout, indent=2)
@@ -55,7 +60,7 @@ def main(argv: list[str]) -> int:
         found = [c for c in found if c["state"] == "CONTAINER_RUNNING"]
     if "-q" in options:
         print("".join(f"{c['id']}\n" for c in found), end="")
-    elif "json" in options or "-ojson" in options or "--output=json" in options:
+    elif _as_json(options):
         json.dump({"items" if verb == "pods" else "containers": found}, sys.stdout, indent=2)
         print()
     else:
@@ -72,6 +77,10 @@ def _image(image: str, pull: bool) -> int:
     json.dump({"status": {"repoTags": found}}, sys.stdout, indent=2)
     print()
     return 0
+
+
+def _as_json(options: set[str]) -> bool:
+    return bool(options & {"json", "-ojson", "--output=json"})
 
 
 def sandbox(record: dict[str, Any], pids: dict[str, int]) -> dict[str, Any]:
