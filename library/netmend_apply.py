@@ -27,6 +27,12 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  wait:
+    description:
+      - Seconds to wait until what is removed is gone, the pods of a DaemonSet or Deployment included. V(0) for not at
+        all.
+    type: int
+    default: 0
 attributes:
   check_mode:
     support: full
@@ -59,26 +65,30 @@ objects:
 """
 
 
+def contract():
+    options = {
+        "objects": {"type": "list", "elements": "dict", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "wait": {"type": "int", "default": 0},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
+
+
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "objects": {"type": "list", "elements": "dict", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
     objects = module.params["objects"]
     refuse_wrong(module, objects)
-    bring = apply if module.params["state"] == "present" else remove
     try:
-        changes = bring(Api(k3s_credentials(), timeout=60, patience=RESTART), objects, dry_run=module.check_mode)
+        api = Api(k3s_credentials(), timeout=60, patience=RESTART)
+        if module.params["state"] == "present":
+            changes = apply(api, objects, module.check_mode)
+        else:
+            changes = remove(api, objects, module.check_mode, module.params["wait"])
     except ApiError as error:
         module.fail_json(msg=str(error))
     result = {"changed": bool(changes), "objects": [change.what for change in changes]}
     if module._diff:
         result["diff"] = differences(changes)
-    # The arguments are as long as a manifest, and nobody reads them in a result.
-    module.params["objects"] = result["objects"]
     module.exit_json(**result)
 
 

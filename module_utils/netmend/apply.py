@@ -7,6 +7,8 @@ others set on an object stays, and only the fields that are given become ours.
 from __future__ import annotations
 
 import json
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -17,6 +19,7 @@ OWN = {"app.kubernetes.io/managed-by": MANAGER}  # labels of what is made here f
 APPLY = "application/apply-patch+yaml"  # JSON is YAML, too
 CONCURRENCY = 6
 ESTABLISHED_WITHIN = 120  # seconds; an API server describes itself anew for each new kind
+WITH_PODS = ("DaemonSet ", "Deployment ")  # as named() begins
 DEFINITION = "CustomResourceDefinition"
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NOT_FOUND = 404
@@ -79,8 +82,11 @@ def apply(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Ch
     return changes
 
 
-def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Change]:
-    """Sees to it that the objects are gone, with what they own, and returns those that were, or are, there."""
+def remove(api: Api, objects: Sequence[Object], dry_run: bool = False, wait: float = 0) -> List[Change]:
+    """Sees to it that the objects are gone, with what they own, and returns those that were, or are, there.
+
+    ``wait``: seconds to wait for each one's end, and for that of its pods. ApiError where it does not come.
+    """
     resources = Resources(api)
     changes: List[Change] = []
     for stage in reversed(list(_stages(objects))):
@@ -88,8 +94,12 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[C
         live = dict(zip(paths, _each(api.item, paths.values())))
         there = {what: item for what, item in live.items() if item}
         changes += [Change(what, item, None) for what, item in there.items()]
-        if not dry_run:
-            _each(lambda both: _delete(api, *both), [(paths[what], what) for what in there])
+        if dry_run:
+            continue
+        going = [(paths[what], what, wait) for what in there]
+        _each(lambda each: _delete(api, *each), going)
+        if wait:
+            _each(lambda each: _wait_until_gone(api, *each), going)
     return changes
 
 
@@ -184,10 +194,28 @@ def _patch(api: Api, path: str, item: Object, more: str = "") -> Tuple[int, str]
     return api.send("PATCH", f"{path}?fieldManager={MANAGER}&force=true{more}", item, content_type=APPLY)
 
 
-def _delete(api: Api, path: str, what: str) -> None:
-    status, body = api.send("DELETE", f"{path}?propagationPolicy=Background")
+def _delete(api: Api, path: str, what: str, wait: float) -> None:
+    # What goes in the foreground is there until its pods have ended. Nothing else here has any.
+    policy = "Foreground" if wait and what.startswith(WITH_PODS) else "Background"
+    status, body = api.send("DELETE", f"{path}?propagationPolicy={policy}")
     if status != _NOT_FOUND:
         _good(status, body, what)
+
+
+def _wait_until_gone(api: Api, path: str, what: str, seconds: float) -> None:
+    place, _, name = path.rpartition("/")
+    alone = f"{place}?fieldSelector=metadata.name%3D{name}"
+    until = time.monotonic() + seconds
+    while True:
+        listed = api.listed(alone)
+        if not listed or not listed[0]:
+            return
+        left = until - time.monotonic()
+        if left <= 0:
+            raise ApiError(f"{what} was removed, and is still there after {seconds:g} s")
+        for event in api.watch(alone, math.ceil(left), listed[1]):
+            if event["type"] == "DELETED":
+                return
 
 
 def _good(status: int, body: str, what: str) -> str:

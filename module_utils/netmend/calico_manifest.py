@@ -139,7 +139,7 @@ def _configure(config: Object, options: Options) -> None:
 
 
 def _place(daemonset: Object, options: Options) -> None:
-    """The DaemonSet calico-node: its environment, its probes, and where it runs."""
+    """The DaemonSet calico-node: its environment, its probes, where it runs, and what runs before it."""
     pod = daemonset["spec"]["template"]["spec"]
     main = [container for container in pod["containers"] if container["name"] == "calico-node"]
     if len(main) != 1:
@@ -159,6 +159,8 @@ def _place(daemonset: Object, options: Options) -> None:
         except (KeyError, TypeError):
             raise ManifestError(f"Calico's manifest has no {probe} with a command on calico-node") from None
         command[:] = [word for word in command if word != check] + [check] * (options.backend == "bird")
+    # It takes addresses over from an IPAM that Calico had before: "can be deleted if this is a fresh installation".
+    pod["initContainers"] = [each for each in pod.get("initContainers") or [] if each["name"] != "upgrade-ipam"]
     pod["nodeSelector"] = {**(pod.get("nodeSelector") or {}), **options.node_selector}
 
 

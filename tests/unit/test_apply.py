@@ -197,6 +197,56 @@ def test_removing_goes_the_other_way_round_and_once():
     assert remove(server, ALL) == []
 
 
+class Slow(Server):
+    """What is deleted there ends when somebody has watched it, or never."""
+
+    def __init__(self, *, ends: bool = True) -> None:
+        super().__init__()
+        self.ends = ends
+        self.policies: dict[str, str] = {}
+
+    def kinds(self, root: str) -> dict[str, tuple[str, bool]]:
+        return {"DaemonSet": ("daemonsets", True)} if root == "/apis/apps/v1" else super().kinds(root)
+
+    def send(self, method: str, path: str, content=None, content_type: str = "") -> tuple[int, str]:
+        if method != "DELETE":
+            return super().send(method, path, content, content_type)
+        place, _, policy = path.partition("?propagationPolicy=")
+        self.policies[place] = policy
+        return 200, "{}"
+
+    def listed(self, path: str):
+        found = self.stored.get(path.replace("?fieldSelector=metadata.name%3D", "/"))
+        return ([found] if found else []), "7"
+
+    def watch(self, path: str, seconds: int, version: str = ""):
+        if not version:
+            yield from super().watch(path, seconds)
+        elif self.ends:
+            gone = self.stored.pop(path.replace("?fieldSelector=metadata.name%3D", "/"))
+            yield {"type": "MODIFIED", "object": gone}
+            yield {"type": "DELETED", "object": gone}
+
+
+AGENT = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent", "namespace": "calico"}}
+AGENT_PATH = "/apis/apps/v1/namespaces/calico/daemonsets/agent"
+
+
+def test_what_is_removed_is_waited_for_with_its_pods():
+    server = Slow()
+    server.stored = {AGENT_PATH: AGENT, "/api/v1/namespaces/calico": NAMESPACE}
+    assert len(remove(server, [AGENT, NAMESPACE], wait=5)) == 2
+    assert server.stored == {}
+    assert server.policies == {AGENT_PATH: "Foreground", "/api/v1/namespaces/calico": "Background"}
+
+
+def test_what_does_not_go_is_named():
+    server = Slow(ends=False)
+    server.stored = {AGENT_PATH: AGENT}
+    with pytest.raises(ApiError, match=r"DaemonSet calico/agent was removed, and is still there after 0\.01 s"):
+        remove(server, [AGENT], wait=0.01)
+
+
 def test_a_diff_leaves_out_what_the_server_keeps():
     shown = applying.text({**NAMESPACE, "status": {}, "metadata": {"name": "calico", "resourceVersion": "7"}})
     assert json.loads(shown) == NAMESPACE

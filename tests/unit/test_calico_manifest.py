@@ -120,6 +120,15 @@ def test_detection_and_selector_are_the_clusters(manifest):
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "netmend/calico": "yes"}
 
 
+def test_nothing_takes_over_from_an_older_ipam(manifest):
+    def first(daemonset):
+        return [container["name"] for container in daemonset["spec"]["template"]["spec"]["initContainers"]]
+
+    (before,) = [item for item in yaml.safe_load_all(manifest) if item and item["kind"] == "DaemonSet"]
+    assert first(before)[0] == "upgrade-ipam"
+    assert first(one(patch(manifest, WITHOUT_BIRD), "DaemonSet", "calico-node")) == first(before)[1:]
+
+
 def test_what_is_not_patched_goes_through_as_it_is(manifest):
     patched = patch(manifest, WITHOUT_BIRD)
     changed = {("ConfigMap", "calico-config"), ("DaemonSet", "calico-node")}
