@@ -134,8 +134,8 @@ netmend_node:
       type: dict
     cni:
       description:
-        - Where containerd looks for networks and plugins, the networks that it finds, and, unread, those in the folder
-          that it would read with another C(flannel-backend).
+        - Where containerd looks for networks and plugins, the image that it pauses pods by, the networks that it finds,
+          and, unread, those in the folder that it would read with another C(flannel-backend).
       type: dict
     flannel:
       description: Flannel's files and directories that are there.

@@ -71,7 +71,7 @@ NOTHING: Dict[str, Any] = {
     "bgp": [],
     "snmp": {},
     "k3s": K3s(role="", unit="", active="", started=0.0, version="", config={}, sources={}, files={}),
-    "cni": Cni(conf_dir="", bin_dirs=[], networks={}, unread={}),
+    "cni": Cni(conf_dir="", bin_dirs=[], pause_image="", networks={}, unread={}),
     "disk": {},
     "clock": {"synchronized": None, "source": ""},
     "pods": [],
@@ -242,11 +242,13 @@ class _Source:
         return k3s_files.effective(files, k3s_files.flags(unit.arguments, unit.environment), unit.environment)
 
     def cni(self, data: str) -> Cni:
-        conf_dir, bin_dirs = k3s_files.containerd_cni(self.read(f"{data}/agent/etc/containerd/config.toml"))
+        containerd = self.read(f"{data}/agent/etc/containerd/config.toml")
+        conf_dir, bin_dirs = k3s_files.containerd_cni(containerd)
         others = [folder for folder in (f"{data}/{FLANNEL_CNI}", k3s_files.CNI_CONF_DIR) if folder != conf_dir]
         return Cni(
             conf_dir=conf_dir,
             bin_dirs=bin_dirs,
+            pause_image=k3s_files.pause_image(containerd),
             networks=self.networks(conf_dir),
             unread={f"{folder}/{name}": each for folder in others for name, each in self.networks(folder).items()},
         )

@@ -152,6 +152,7 @@ class K3s(TypedDict):
 class Cni(TypedDict):
     conf_dir: str  # what containerd reads
     bin_dirs: List[str]
+    pause_image: str  # what holds a pod's network namespace
     networks: Dict[str, Any]  # file name -> parsed conflist; the first in order is the one that counts
     unread: Dict[str, Any]  # path -> the same, where containerd would look with flannel-backend none, or with Flannel
 

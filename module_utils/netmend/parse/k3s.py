@@ -261,6 +261,15 @@ def containerd_cni(config_toml: str) -> Tuple[str, List[str]]:
     return conf_dir, bin_dirs
 
 
+def pause_image(config_toml: str) -> str:
+    """The image that containerd pauses pods by: sandbox_image in version 2 of its configuration, sandbox in version 3.
+
+    "" where the configuration names none.
+    """
+    found = re.search(r"\bsandbox(?:_image)? *= *[\"']([^\"']+)", config_toml)
+    return found[1] if found else ""
+
+
 def _append(pairs: List[Tuple[str, Any]], item: str, depth: int, indent: Optional[int]) -> int:
     """Puts an item of a block list to its key, and returns the list's depth."""
     key, value = pairs[-1]

@@ -391,7 +391,8 @@ def _cni(directory, containerd):
     conf_dir, bin_dirs = k3s.containerd_cni(containerd)
     folder = directory / ("cni-etc" if conf_dir == "/etc/cni/net.d" else "cni")
     networks = {path.name: json.loads(path.read_text()) for path in sorted(folder.iterdir())}
-    return {"conf_dir": conf_dir, "bin_dirs": bin_dirs, "networks": networks}
+    image = k3s.pause_image(containerd)
+    return {"conf_dir": conf_dir, "bin_dirs": bin_dirs, "pause_image": image, "networks": networks}
 
 
 def _calico(directory):

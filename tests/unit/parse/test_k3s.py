@@ -15,6 +15,7 @@ from ansible.module_utils.netmend.parse.k3s import (
     parse_config,
     parse_environment,
     parse_unit,
+    pause_image,
 )
 
 CONFIG = """\
@@ -208,3 +209,10 @@ def test_containerd_reads_its_defaults_without_flannel(fixtures: Path, state: st
 def test_containerd_of_older_k3s() -> None:
     text = '[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/a/bin"\n  conf_dir = "/a/net.d"\n'
     assert containerd_cni(text) == ("/a/net.d", ["/a/bin"])
+
+
+def test_the_image_by_which_pods_are_paused(fixtures: Path) -> None:
+    text = (fixtures / "k3s-1.36.3/flannel/agent0/containerd-config.toml").read_text()
+    assert pause_image(text) == "docker.io/lab/pause:1"
+    assert pause_image("  sandbox = 'registry.example.com/pause:3'\n") == "registry.example.com/pause:3"
+    assert pause_image("") == ""
