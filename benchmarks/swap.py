@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default=os.environ.get("NETMEND_LAB", "swap"), help="a lab that is up, on Flannel")
     parser.add_argument("--drain", type=int, default=60, help="seconds that a pod with connections goes on")
-    parser.add_argument("--parallel", type=int, default=3, help="pods that are replaced at once")
+    parser.add_argument("--parallel", type=int, default=2, help="pods that start at once")
     parser.add_argument("--steps", action="store_true", help="show each step with its time, too")
     arguments = parser.parse_args()
     lab = machines.recall(arguments.lab)

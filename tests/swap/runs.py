@@ -44,8 +44,8 @@ def arguments() -> tuple[str, ...]:
     given = {
         "calico_ipip_manifest": str(upstream.calico(wanted["version"])),
         "netmend_swap_wanted": wanted,
-        # Each pod that starts takes a machine of the lab seconds: about one at a time on each.
-        "netmend_swap_parallel": 3,
+        # Each pod that starts takes a machine of the lab seconds, and what goes one by one waits for each of them.
+        "netmend_swap_parallel": 2,
     }
     return ("-e", json.dumps(given))
 

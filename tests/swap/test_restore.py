@@ -29,6 +29,7 @@ def backup(lab: Lab, playbooks: Playbooks, tmp_path: Path) -> Path:
     run = playbooks.run(str(tmp_path / "backup.yml"))
     assert run.code == 0, run.output
     (made,) = (tmp_path / "backups").iterdir()
+    assert (made / "etcd-snapshot").stat().st_mode & 0o777 == 0o600
     cluster.must(lab, lab.servers[0], f"{KUBECTL} create configmap later")
     return made
 
