@@ -26,6 +26,7 @@ from .state import DROP_IN, WANTED, State, case_of, drop_in_of, is_canary, left,
 
 K3S = ((1, 31), (1, 36))  # the oldest and the newest that are known
 NAMESPACE = "kube-system"  # of calico-node, by Calico's own manifest
+TYPHA_FROM = 50  # nodes (docs.tigera.io, installation by manifest)
 LEAST_MTU = 1280  # bytes: what IPv6 asks of a link (RFC 8200), and Calico's manifest is given at least
 # Bytes that have to be free for Calico's images and a snapshot of etcd, and for its plugins, and the share of a disk
 # below which the kubelet evicts pods: K3s's --eviction-hard, pkg/daemons/agent.
@@ -121,6 +122,11 @@ def notes(
     """What forbids nothing, and a person should know before."""
     swap = _Swap(nodes, cluster, underlay, wanted)
     found = _only_server(swap)
+    if len(swap.members) >= TYPHA_FROM:
+        found.append(
+            f"It has {len(swap.members)} nodes, and from {TYPHA_FROM} on Calico advises Typha, which this does not"
+            " bring in: each node watches the API by itself."
+        )
     kind, pairs = _kind(wanted.backend), underlay["pairs"] if underlay else {}
     dropping = {
         _ends(pair)[1]

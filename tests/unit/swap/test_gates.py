@@ -70,6 +70,15 @@ def test_one_server_alone_is_a_note(flannel: Captured) -> None:
     assert note.startswith("server0 is the only server: the API is away while it restarts")
 
 
+def test_many_nodes_without_typha_are_a_note(flannel: Captured) -> None:
+    first = flannel.cluster["nodes"][0]
+    more = [{**first, "name": f"more{number}"} for number in range(50 - len(flannel.cluster["nodes"]))]
+    few = notes(flannel.nodes, {**flannel.cluster, "nodes": [*flannel.cluster["nodes"], *more[1:]]}, None, CALICO)
+    many = notes(flannel.nodes, {**flannel.cluster, "nodes": [*flannel.cluster["nodes"], *more]}, None, CALICO)
+    assert not any("Typha" in note for note in few)
+    assert any("It has 50 nodes" in note and "Typha" in note for note in many)
+
+
 def test_a_cluster_whose_vxlan_is_lost_may_be_swapped(flannel: Captured) -> None:
     flannel.measure(lost("udp-8472"))
     for pod in flannel.cluster["pods"]:
