@@ -77,11 +77,10 @@ def _start(lab: Lab, machine: Machine, processor: int) -> subprocess.Popen[bytes
 
 def _keep_even(lab: Lab) -> None:
     """Has the machines looked after until the lab ends, with whose network all of its processes end."""
-    names = [machine.name for machine in lab.machines]
+    files = [str(_pid_file(lab.name, machine)) for machine in lab.machines]
     subprocess.Popen(
-        network.inside(lab.name, sys.executable, "-m", "lab.processors", *names), cwd=state(lab.name),
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        network.inside(lab.name, sys.executable, "-m", "lab.processors", *files), cwd=ROOT,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
 

@@ -101,5 +101,4 @@ def _tasks(pid: int) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    here = Path.cwd()
-    keep_even({name: here / f".uml/{name}/pid" for name in sys.argv[1:]}, sorted(os.sched_getaffinity(0)))
+    keep_even({file: Path(file) for file in sys.argv[1:]}, sorted(os.sched_getaffinity(0)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -170,21 +169,10 @@ def _content(path: Path) -> str | None:
 def _put(path: Path, content: str | None) -> None:
     if content is None:
         path.unlink()
-        return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if isinstance(content, Link):
-        new = path.with_name(f".{path.name}.netmend")
-        new.unlink(missing_ok=True)
-        new.symlink_to(content)
-        new.replace(path)
-        return
-    # Others may read it at no time, which AnsibleModule.atomic_move lets them do with a new file.
-    descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(made, path)
+    elif isinstance(content, Link):
+        node.link(path, content)
+    else:
+        node.write(path, content.encode())
 
 
 def _lines(files: dict[Path, str | None], paths: list[Path]) -> str:
@@ -195,18 +183,20 @@ def _lines(files: dict[Path, str | None], paths: list[Path]) -> str:
 def _still_unwell(servers: list[str], patience: float) -> str:
     """The same as _unwell(), asked until all are well or so many seconds are over."""
     until = time.monotonic() + patience
+    apis: dict[str, Api] = {}
     while True:
-        unwell = _unwell(servers)
+        unwell = _unwell(servers, apis)
         if not unwell or time.monotonic() >= until:
             return unwell
         time.sleep(POLL)
 
 
-def _unwell(servers: list[str]) -> str:
-    """What is wrong with the first of these servers that is not well; "" where all are."""
+def _unwell(servers: list[str], apis: dict[str, Api]) -> str:
+    """What is wrong with the first of these servers that is not well; "" where all are. ``apis`` are kept for later."""
     for address in servers:
         try:
-            status, body = Api(k3s_credentials(f"https://{address}:6443")).get("/readyz?verbose")
+            apis[address] = apis.get(address) or Api(k3s_credentials(f"https://{address}:6443"))
+            status, body = apis[address].get("/readyz?verbose")
         except ApiError as error:
             return str(error)
         if status != 200:

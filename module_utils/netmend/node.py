@@ -35,13 +35,31 @@ def run(argv: List[str], check: bool = True, timeout: float = 60, given: Optiona
 
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replaces the file in one step, so that a crash leaves the old or the new one."""
+    """Replaces the file in one step, so that a crash leaves the old or the new one. Nobody may read it before its mode
+    says so."""
+    new = _beside(path)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.chmod(mode)
+    new.replace(path)
+
+
+def link(path: Path, target: str) -> None:
+    """The same for a symbolic link."""
+    new = _beside(path)
+    new.symlink_to(target)
+    new.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    """Where what is to be at the path is made: in its directory, with nothing there of a run that has ended."""
     for directory in reversed(path.parents):  # mkdir gives its mode to the last one only
         directory.mkdir(mode=0o700, exist_ok=True)
     new = path.with_name(f".{path.name}.netmend")
-    new.write_bytes(content)
-    new.chmod(mode)
-    new.replace(path)
+    new.unlink(missing_ok=True)
+    return new
 
 
 def stale(modules: Sequence[str]) -> List[str]:
