@@ -33,8 +33,10 @@ def objects(lab: Lab, progress: Progress = print) -> Calico:
         ipip_mode=lab.calico["ipip"],
         autodetection=lab.calico["autodetection"],
         mtu=lab.calico["mtu"],
+        typha=lab.calico["typha"],
     )
-    return calico_manifest.patch(upstream.calico(lab.calico["version"], progress).read_text(), options)
+    manifest = upstream.calico(lab.calico["version"], upstream.variant(options.typha), progress)
+    return calico_manifest.patch(manifest.read_text(), options)
 
 
 def container_images(calico: Calico, artifacts: Artifacts) -> list[images.Image]:
@@ -51,6 +53,7 @@ def _image(name: str, version: str, artifacts: Artifacts) -> images.Image:
         "cni": (plugins, [f"{PLUGINS}/{own}" for own in ("install", "calico", "calico-ipam")], ""),
         "node": (others, ["/bin/calico-node"], ""),
         "kube-controllers": ({}, ["/usr/bin/kube-controllers", "/usr/bin/check-status"], NOBODY),
+        "typha": ({}, ["/usr/bin/calico-typha"], NOBODY),
     }[kind]
     return images.Image(
         name,

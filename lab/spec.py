@@ -41,6 +41,7 @@ CALICO: dict[str, Any] = {
     "ipip": "Always",
     "mtu": 0,
     "autodetection": "cidr=10.0.0.0/16",
+    "typha": 0,
 }
 SOURCES = ("stand-in", "release")
 BACKENDS = ("vxlan", "host-gw", "none")
@@ -202,6 +203,7 @@ def _calico(check: _Check, content: object, k3s_config: Mapping[str, Any]) -> di
     check.one_of("calico.ipip", calico["ipip"], calico_manifest.IPIP_MODES)
     check.that("calico.autodetection", isinstance(calico["autodetection"], str), "an IP_AUTODETECTION_METHOD")
     check.integer("calico.mtu", calico["mtu"], 0, 1500)
+    check.integer("calico.typha", calico["typha"], 0, 20)
     pool = calico["pool"] or k3s_config.get("cluster-cidr", POD_NETWORK)
     check.network("calico.pool", pool)
     return {**calico, "pool": pool}

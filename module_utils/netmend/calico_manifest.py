@@ -1,7 +1,8 @@
 """Calico's own manifest, patched for one cluster: its text and what is wanted in, the objects to apply out.
 
-Made for manifests/calico-vxlan.yaml and calico.yaml of v3.31 and v3.32, which differ in their values alone. Nothing of
-them is kept here: what is not named below goes through as it is. Needs PyYAML, so the controller alone runs it.
+Made for manifests/calico-vxlan.yaml, calico.yaml and calico-typha.yaml of v3.31 and v3.32. The first two differ in
+their values alone; the last one has Typha besides. Nothing of them is kept here: what is not named below goes through
+as it is. Needs PyYAML, so the controller alone runs it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ API = f"{GROUP}/v1"
 # Methods of IP_AUTODETECTION_METHOD; those with = want a value.
 DETECTION = ("first-found", "kubernetes-internal-ip", "cidr=", "interface=", "skip-interface=", "can-reach=")
 POOL = "default-ipv4-ippool"
+TYPHA = "calico-typha"  # its Deployment, its Service and its PodDisruptionBudget
 # The annotation by which a node's tunnel is known, by backend.
 _IMAGE = re.compile(
     r"(?P<registry>[^@]+)/calico/(?P<name>[a-z-]+):(?P<tag>v\d+\.\d+\.\d+)(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MTU = "__CNI_MTU__"
+# By the manifest's own words, one "can be deleted if this is a fresh installation", as it takes addresses over from an
+# IPAM that Calico had before, and the other "mounts the necessary filesystems needed by the BPF data plane".
+_NOT_NEEDED = ("upgrade-ipam", "ebpf-bootstrap")
 # Many times faster, and only where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -54,6 +59,7 @@ class Options(NamedTuple):
     registry: str = ""  # in the place of the manifest's own, as in registry.example.com/mirror
     digests: Mapping[str, str] = {}  # image (cni, node, kube-controllers) -> sha256:...
     node_selector: Mapping[str, str] = {}  # labels of the nodes that are to have calico-node, besides the manifest's
+    typha: int = 0  # replicas of Typha, between calico-node and the API; 0: each node asks the API by itself
 
 
 class Calico(NamedTuple):
@@ -75,6 +81,7 @@ def patch(manifest: str, options: Options) -> Calico:
     """The objects of a manifest's text for a cluster. ManifestError for another shape or an option that cannot be."""
     check(options)
     found = _Manifest(manifest)
+    found.objects = _with_typha(found, options.typha) if options.typha else _without_typha(found)
     _configure(found.one("ConfigMap", "calico-config"), options)
     _place(found.one("DaemonSet", "calico-node"), options)
     found.one("Deployment", "calico-kube-controllers")
@@ -120,12 +127,28 @@ class _Manifest:
         raise ManifestError(f"Calico's manifest does not define {plural}")
 
 
+def _with_typha(found: _Manifest, replicas: int) -> List[Object]:
+    """Typha comes in one manifest alone, where calico-node has the variable that leads to it."""
+    daemonset = found.one("DaemonSet", "calico-node")
+    named = {variable["name"] for container in _containers(daemonset) for variable in container.get("env") or []}
+    if "FELIX_TYPHAK8SSERVICENAME" not in named:
+        raise ManifestError("Calico's manifest is one without Typha: with typha, name calico-typha.yaml")
+    found.one("Service", TYPHA)
+    found.one("Deployment", TYPHA)["spec"]["replicas"] = replicas
+    return found.objects
+
+
+def _without_typha(found: _Manifest) -> List[Object]:
+    return [item for item in found.objects if item["metadata"].get("name") != TYPHA]
+
+
 def _configure(config: Object, options: Options) -> None:
     """The ConfigMap calico-config: the backend, the MTU, and pods that may forward, which K3s wants of its CNI."""
     data = config.get("data") or {}
-    for key in ("calico_backend", "veth_mtu", "cni_network_config"):
+    for key in ("typha_service_name", "calico_backend", "veth_mtu", "cni_network_config"):
         if not isinstance(data.get(key), str):
             raise ManifestError(f"Calico's manifest has no {key} in the ConfigMap calico-config")
+    data["typha_service_name"] = TYPHA if options.typha else "none"
     # To Calico "vxlan" means: no BGP daemon. What runs between the nodes is the pool's affair.
     data["calico_backend"] = "bird" if options.backend == "bird" else "vxlan"
     data["veth_mtu"] = str(options.mtu)
@@ -159,8 +182,7 @@ def _place(daemonset: Object, options: Options) -> None:
         except (KeyError, TypeError):
             raise ManifestError(f"Calico's manifest has no {probe} with a command on calico-node") from None
         command[:] = [word for word in command if word != check] + [check] * (options.backend == "bird")
-    # It takes addresses over from an IPAM that Calico had before: "can be deleted if this is a fresh installation".
-    pod["initContainers"] = [each for each in pod.get("initContainers") or [] if each["name"] != "upgrade-ipam"]
+    pod["initContainers"] = [each for each in pod.get("initContainers") or [] if each["name"] not in _NOT_NEEDED]
     pod["nodeSelector"] = {**(pod.get("nodeSelector") or {}), **options.node_selector}
 
 
@@ -226,6 +248,7 @@ def check(options: Options) -> None:
         "backend": lambda: options.backend in BACKENDS,
         "ipip_mode": lambda: options.ipip_mode in IPIP_MODES,
         "mtu": lambda: options.mtu == 0 or 1280 <= options.mtu <= 9000,
+        "typha": lambda: 0 <= options.typha <= 20,
         "autodetection": lambda: _detects(options.autodetection),
         "digests": lambda: all(_DIGEST.fullmatch(digest) for digest in options.digests.values()),
     }
@@ -233,6 +256,7 @@ def check(options: Options) -> None:
         "backend": f"one of {', '.join(BACKENDS)}",
         "ipip_mode": f"one of {', '.join(IPIP_MODES)}",
         "mtu": "0 or from 1280 to 9000",
+        "typha": "from 0 to 20",
         "autodetection": f"one of {', '.join(DETECTION)}",
         "digests": "sha256:... for each image",
     }

@@ -402,21 +402,28 @@ def netmend_calico(path: str, sha256: str, options: Mapping[str, Any]) -> list[d
 
     Raises AnsibleFilterError where the file is another than the checksum's, where one is given, or cannot be patched.
     """
+    wanted = calico_manifest.Options(**_plain(options))
     try:
         content = Path(path).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if sha256 and found != sha256:
-            raise AnsibleFilterError(f"{path} has the SHA-256 {found}, and {sha256} is asked for: not used")
-        calico = calico_manifest.patch(content.decode(), calico_manifest.Options(**_plain(options)))
+            kind = "with Typha" if wanted.typha else "without Typha"
+            raise AnsibleFilterError(f"{path} has the SHA-256 {found}, and {sha256} ({kind}) is asked for: not used")
+        calico = calico_manifest.patch(content.decode(), wanted)
     except (OSError, UnicodeDecodeError, calico_manifest.ManifestError) as error:
         raise AnsibleFilterError(f"{path}: {error}") from error
     return [*calico.definitions, *calico.settings, *calico.objects]
 
 
 def netmend_images(objects: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Objects -> the images that their DaemonSets have to have on every node."""
-    pods = [item["spec"]["template"]["spec"] for item in _plain(objects) if item["kind"] == "DaemonSet"]
+    """Objects -> the images that have to be on every node: their DaemonSets', and Typha's, which may be on any."""
+    runs = [item for item in _plain(objects) if item["kind"] == "DaemonSet" or _is_typha(item)]
+    pods = [item["spec"]["template"]["spec"] for item in runs]
     return sorted({each["image"] for pod in pods for each in (*pod.get("initContainers", []), *pod["containers"])})
+
+
+def _is_typha(item: Mapping[str, Any]) -> bool:
+    return (item["kind"], item["metadata"]["name"]) == ("Deployment", calico_manifest.TYPHA)
 
 
 def netmend_calico_tunnels(addresses: Sequence[str], node: str) -> list[dict[str, Any]]:

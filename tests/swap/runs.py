@@ -39,11 +39,12 @@ def traces(lab: Lab) -> dict[str, str]:
     return {machine.name: cluster.must(lab, machine, TRACES).lower() for machine in lab.machines}
 
 
-def arguments() -> tuple[str, ...]:
+def arguments(lab: Lab) -> tuple[str, ...]:
     """What a lab's swap and way back are given."""
+    typha = lab.calico["typha"] if lab.calico else 0
     given = {
-        "calico_ipip_manifest": str(upstream.calico(wanted["version"])),
-        "netmend_swap_wanted": wanted,
+        "calico_ipip_manifest": str(upstream.calico(wanted["version"], upstream.variant(typha))),
+        "netmend_swap_wanted": {**wanted, "typha": typha},
         # Each pod that starts takes a machine of the lab seconds, and what goes one by one waits for each of them.
         "netmend_swap_parallel": 2,
     }
@@ -51,11 +52,11 @@ def arguments() -> tuple[str, ...]:
 
 
 def swap(playbooks: Playbooks) -> Outcome:
-    return playbooks.run("playbooks/swap_cni.yml", *arguments(), limit=LIMIT)
+    return playbooks.run("playbooks/swap_cni.yml", *arguments(playbooks.lab), limit=LIMIT)
 
 
 def back(playbooks: Playbooks) -> Outcome:
-    return playbooks.run("playbooks/rollback.yml", *arguments(), limit=LIMIT)
+    return playbooks.run("playbooks/rollback.yml", *arguments(playbooks.lab), limit=LIMIT)
 
 
 def assert_on_calico(lab: Lab) -> None:

@@ -25,7 +25,7 @@ def fabric(lab: Lab) -> Iterator[Fabric]:
 
 
 def fix(playbooks: Playbooks, *more: str) -> Outcome:
-    return playbooks.run("fix_network.yml", *runs.arguments(), *more, limit=runs.LIMIT)
+    return playbooks.run("fix_network.yml", *runs.arguments(playbooks.lab), *more, limit=runs.LIMIT)
 
 
 def test_where_ipip_is_dropped_too_it_says_what_passes(fabric: Fabric, playbooks: Playbooks) -> None:

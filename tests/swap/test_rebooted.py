@@ -12,7 +12,7 @@ from . import runs
 def assert_finished(playbooks: Playbooks, way: runs.Way, book: str, behind: str, machine: Machine) -> None:
     """Runs a playbook, reboots a machine when it is behind a task, and goes the same way again."""
     said = ""
-    with playbooks.start(f"playbooks/{book}.yml", *runs.arguments()) as process:
+    with playbooks.start(f"playbooks/{book}.yml", *runs.arguments(playbooks.lab)) as process:
         assert process.stdout
         while behind not in said:
             line = process.stdout.readline()

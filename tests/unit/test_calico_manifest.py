@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,9 +16,56 @@ WITHOUT_BIRD = Options("10.42.128.0/17")
 DIGEST = "sha256:" + "a" * 64
 
 
+# What calico-typha.yaml has besides, as far as it is patched.
+TYPHA = """
+---
+apiVersion: v1
+kind: Service
+metadata: {name: calico-typha, namespace: kube-system}
+spec:
+  selector: {k8s-app: calico-typha}
+  ports: [{name: calico-typha, port: 5473}]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: calico-typha, namespace: kube-system}
+spec: {maxUnavailable: 1, selector: {matchLabels: {k8s-app: calico-typha}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: calico-typha, namespace: kube-system}
+spec:
+  replicas: 1
+  selector: {matchLabels: {k8s-app: calico-typha}}
+  template:
+    metadata: {labels: {k8s-app: calico-typha}}
+    spec:
+      hostNetwork: true
+      containers: [{name: calico-typha, image: "quay.io/calico/typha:VERSION"}]
+"""
+NAMED = """
+            - name: FELIX_TYPHAK8SSERVICENAME
+              valueFrom: {configMapKeyRef: {name: calico-config, key: typha_service_name}}
+            - name: CALICO_IPV4POOL_IPIP
+"""
+
+
 @pytest.fixture(scope="module", params=sorted(upstream.CALICO))
 def manifest(request):
     return upstream.calico(request.param).read_text()
+
+
+@pytest.fixture(scope="module", params=[(v, own) for v in sorted(upstream.CALICO) for own in (True, False)], ids=str)
+def with_typha(request):
+    """Calico's own manifest where it can be had, and one that is made of the other one and what it has besides."""
+    version, own = request.param
+    if own:
+        try:
+            return upstream.calico(version, upstream.WITH_TYPHA).read_text()
+        except release.ReleaseError as problem:
+            pytest.skip(str(problem))
+    text = upstream.calico(version).read_text()
+    return text.replace("            - name: CALICO_IPV4POOL_IPIP\n", NAMED[1:]) + TYPHA.replace("VERSION", version)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +151,40 @@ def test_pods_may_forward_and_the_rest_of_the_plugins_stays(manifest):
     assert '"mtu": __CNI_MTU__' in after["cni_network_config"]
 
 
+def test_typha_is_there_by_its_replicas(with_typha):
+    patched = patch(with_typha, WITHOUT_BIRD._replace(typha=3))
+    assert config(patched)["typha_service_name"] == "calico-typha"
+    assert one(patched, "Deployment", "calico-typha")["spec"]["replicas"] == 3
+    assert one(patched, "Service", "calico-typha")["spec"]["ports"][0]["port"] == 5473
+    assert f"quay.io/calico/typha:{patched.version}" in patched.images
+    assert "FELIX_TYPHAK8SSERVICENAME" in environment(patched)
+
+
+def test_without_it_a_manifest_that_has_it_is_as_one_that_has_not(with_typha):
+    patched = patch(with_typha, WITHOUT_BIRD)
+    assert config(patched)["typha_service_name"] == "none"
+    assert not [item for item in patched.objects if item["metadata"]["name"] == "calico-typha"]
+    assert not [image for image in patched.images if "typha" in image]
+    other = patch(upstream.calico(patched.version).read_text(), WITHOUT_BIRD)
+    assert [(o["kind"], o["metadata"]["name"]) for o in patched.objects] == [
+        (o["kind"], o["metadata"]["name"]) for o in other.objects
+    ]
+    assert patched.settings == other.settings
+
+
+def test_typha_has_to_be_in_the_manifest(newest):
+    with pytest.raises(ManifestError, match="is one without Typha: with typha, name calico-typha.yaml"):
+        patch(newest, WITHOUT_BIRD._replace(typha=1))
+
+
+def test_the_role_takes_the_same_manifests_as_the_lab():
+    defaults = yaml.safe_load((Path(__file__).parents[2] / "roles/calico_ipip/defaults/main.yml").read_text())
+    by_variant = defaults["calico_ipip_manifests"]
+    assert {version: {name: by_variant[name][version] for name in by_variant} for version in upstream.CALICO} == (
+        upstream.CALICO
+    )
+
+
 def test_images_come_from_another_registry_by_their_digests(manifest):
     patched = patch(manifest, WITHOUT_BIRD._replace(registry="mirror.example/a/", digests={"node": DIGEST}))
     assert patched.images == [
@@ -120,13 +202,13 @@ def test_detection_and_selector_are_the_clusters(manifest):
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "netmend/calico": "yes"}
 
 
-def test_nothing_takes_over_from_an_older_ipam(manifest):
+def test_nothing_takes_over_from_an_older_ipam_or_prepares_ebpf(manifest):
     def first(daemonset):
         return [container["name"] for container in daemonset["spec"]["template"]["spec"]["initContainers"]]
 
     (before,) = [item for item in yaml.safe_load_all(manifest) if item and item["kind"] == "DaemonSet"]
-    assert first(before)[0] == "upgrade-ipam"
-    assert first(one(patch(manifest, WITHOUT_BIRD), "DaemonSet", "calico-node")) == first(before)[1:]
+    assert first(before) == ["upgrade-ipam", "install-cni", "ebpf-bootstrap"]
+    assert first(one(patch(manifest, WITHOUT_BIRD), "DaemonSet", "calico-node")) == ["install-cni"]
 
 
 def test_what_is_not_patched_goes_through_as_it_is(manifest):
@@ -178,6 +260,7 @@ def test_another_shape_is_refused_by_what_is_wrong_with_it(newest, old, new, mes
         ({"block_size": 16}, "block_size must be from 20 to 32 and within the pool 10.42.128.0/17, and is 16"),
         ({"ipip_mode": "Never"}, "ipip_mode must be one of Always, CrossSubnet, and is 'Never'"),
         ({"mtu": 100}, "mtu must be 0 or from 1280 to 9000, and is 100"),
+        ({"typha": 21}, "typha must be from 0 to 20, and is 21"),
         ({"autodetection": "cidr="}, "autodetection must be one of first-found, .*, and is 'cidr='"),
         ({"digests": {"node": "latest"}}, "digests must be sha256:"),
     ],

@@ -19,6 +19,7 @@ var programs = map[string]func(context.Context, []string) error{
 	"calico-node":      node,        // in calico/node
 	"kube-controllers": controllers, // in calico/kube-controllers
 	"check-status":     checkStatus, // its probes
+	"calico-typha":     typha,       // in calico/typha
 }
 
 func main() {

@@ -45,13 +45,11 @@ func node(ctx context.Context, arguments []string) error {
 		"bird-ready":  func(context.Context) error { return birdReady() },
 		"bird-live":   func(context.Context) error { _, err := birdSays("show status"); return err },
 		"shutdown":    shutdown,
-		"init":        initialize,
 	}
 	asked := map[string]*bool{}
 	for name := range asks {
 		asked[name] = flags.Bool(name, false, "")
 	}
-	flags.Bool("best-effort", false, "with -init: never fail")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
@@ -68,9 +66,6 @@ func node(ctx context.Context, arguments []string) error {
 	}
 	return serve(ctx)
 }
-
-// initialize is what prepares eBPF in Calico; the lab has only iptables.
-func initialize(context.Context) error { return nil }
 
 func healthy(ctx context.Context, what string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+healthAddress+"/"+what, nil)
@@ -106,8 +101,13 @@ func serve(ctx context.Context) error {
 	}
 	a := &agent{cluster: calico, name: os.Getenv("NODENAME"), changed: make(chan struct{}, 1)}
 	a.world = world{node: a.name, version: os.Getenv("CALICO_VERSION"), backend: os.Getenv("CALICO_NETWORKING_BACKEND")}
-	go a.answerProbes()
+	yes := func() bool { return true }
+	go answerProbes(healthAddress, a.ready.Load, yes)
 	if err := a.start(ctx); err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	if err := a.askTypha(ctx, end); err != nil {
 		return err
 	}
 	log.Printf("Calico node started successfully (stand-in for netmend's lab, as %s, backend %s)", a.world.version, a.world.backend)
@@ -116,6 +116,9 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	a.keepInSync(ctx)
+	if why := context.Cause(ctx); !errors.Is(why, context.Canceled) {
+		return why
+	}
 	return nil
 }
 
@@ -346,19 +349,6 @@ func all[T any](store cache.GenericLister, into *[]T) error {
 		*into = append(*into, item)
 	}
 	return nil
-}
-
-func (a *agent) answerProbes() {
-	answer := func(ok func() bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			if !ok() {
-				w.WriteHeader(http.StatusServiceUnavailable)
-			}
-		}
-	}
-	http.Handle("/readiness", answer(a.ready.Load))
-	http.Handle("/liveness", answer(func() bool { return true }))
-	log.Fatal(http.ListenAndServe(healthAddress, nil))
 }
 
 // renewToken keeps the plugin's credentials on the host fresh.

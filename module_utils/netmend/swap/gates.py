@@ -9,13 +9,14 @@ swap may help.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, TypedDict
 
 from .. import overlays, sample
-from ..calico_manifest import VERSIONS, ManifestError, Options, check
+from ..calico_manifest import TYPHA, VERSIONS, ManifestError, Options, check
 from ..diagnose.calico_view import plugins_of
 from ..diagnose.control_plane import disagreements
 from ..gather import DATA, PLUGINS
@@ -26,7 +27,9 @@ from .state import DROP_IN, WANTED, State, case_of, drop_in_of, is_canary, left,
 
 K3S = ((1, 31), (1, 36))  # the oldest and the newest that are known
 NAMESPACE = "kube-system"  # of calico-node, by Calico's own manifest
-TYPHA_FROM = 50  # nodes (docs.tigera.io, installation by manifest)
+# Typha is advised from so many nodes on, one for each so many, three at least, and 20 at most (docs.tigera.io,
+# installation by manifest).
+TYPHA_FROM, TYPHA_NODES, TYPHA_REPLICAS = 50, 200, (3, 20)
 LEAST_MTU = 1280  # bytes: what IPv6 asks of a link (RFC 8200), and Calico's manifest is given at least
 # Bytes that have to be free for Calico's images and a snapshot of etcd, and for its plugins, and the share of a disk
 # below which the kubelet evicts pods: K3s's --eviction-hard, pkg/daemons/agent.
@@ -41,8 +44,9 @@ FOREIGN_DEVICES = re.compile(r"cilium_\w+|weave|kube-bridge|antrea-\w+|ovn0")
 HELPERS = {"portmap", "bandwidth", "tuning", "loopback", "firewall", "sbr"}
 # flannel-backend of K3s -> as overlays.OVERLAYS has it.
 FLANNEL = {"vxlan": "vxlan-8472", "wireguard-native": "wireguard", "host-gw": "host-gw"}
-BGP = "tcp-179"  # as underlay_packets.KINDS has it
+BGP, TYPHA_PORT = "tcp-179", "tcp-5473"  # as underlay_packets.KINDS has them
 BY_HAND = "its pods could not be told from Flannel's, so go back by new nodes"
+WITHOUT_TYPHA = "Let Typha's port pass first, or set typha to 0: each node asks the API by itself then."
 REOPEN = "Let them pass first, or set insist where you know that they will."
 PAIRS = 3  # that a sentence tells of
 
@@ -64,6 +68,7 @@ class Wanted:
     private_cidr: str = ""  # that nodes have the addresses in which tunnels end; "": their InternalIPs
     batch: int = 5  # agents that are flipped at once
     canary: str = ""  # the agent that is flipped first; "": one is chosen
+    typha: Optional[int] = None  # replicas; 0: none; None: as advised for so many nodes, or as there are
     flannel: str = "vxlan"  # on the way back, the flannel-backend that the servers' other configuration leads to
     insist: bool = False  # on the way back, to go even where that backend's packets were not seen to pass
 
@@ -122,11 +127,9 @@ def notes(
     """What forbids nothing, and a person should know before."""
     swap = _Swap(nodes, cluster, underlay, wanted)
     found = _only_server(swap)
-    if len(swap.members) >= TYPHA_FROM:
-        found.append(
-            f"It has {len(swap.members)} nodes, and from {TYPHA_FROM} on Calico advises Typha, which this does not"
-            " bring in: each node watches the API by itself."
-        )
+    replicas = typha(wanted, cluster)
+    if replicas:
+        found.append(f"Typha stands between Calico and the API, on {replicas} of {len(swap.members)} nodes.")
     kind, pairs = _kind(wanted.backend), underlay["pairs"] if underlay else {}
     dropping = {
         _ends(pair)[1]
@@ -165,6 +168,16 @@ def pool(wanted: Wanted, cluster: ClusterFacts) -> str:
     return wanted.pool or str(list(Network(cluster["cluster_cidr"]).subnets())[1])
 
 
+def typha(wanted: Wanted, cluster: ClusterFacts) -> int:
+    """Replicas of Typha. Where it is there it stays, also when a node has gone since."""
+    if wanted.typha is not None:
+        return wanted.typha
+    there = any((each["namespace"], each["name"]) == (NAMESPACE, TYPHA) for each in cluster["services"])
+    nodes = len(cluster["nodes"])
+    least, most = TYPHA_REPLICAS
+    return min(most, max(least, math.ceil(nodes / TYPHA_NODES))) if there or nodes >= TYPHA_FROM else 0
+
+
 def options(wanted: Wanted, cluster: ClusterFacts, underlay: Optional[Underlay]) -> Options:
     """What Calico's manifest is to be patched with."""
     return Options(
@@ -173,6 +186,7 @@ def options(wanted: Wanted, cluster: ClusterFacts, underlay: Optional[Underlay])
         block_size=wanted.block_size,
         autodetection=f"cidr={wanted.private_cidr}" if wanted.private_cidr else "kubernetes-internal-ip",
         mtu=wanted.mtu or (mtu(underlay, wanted.backend) if underlay else 0),
+        typha=typha(wanted, cluster),
     )
 
 
@@ -522,6 +536,9 @@ def _underlay(swap: _Swap) -> Iterator[str]:
     for kind in (_kind(swap.wanted.backend), *([BGP] if swap.wanted.backend == "bird" else [])):
         failing = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, kind)]
         yield from _failing(swap, kind, failing, partial(_instead, swap, kind))
+    if typha(swap.wanted, swap.cluster):
+        failing = [pair for pair in swap.underlay["pairs"] if not _carries(swap, pair, TYPHA_PORT)]
+        yield from _failing(swap, TYPHA_PORT, failing, lambda stopped: WITHOUT_TYPHA)
 
 
 def _flannel_passes(swap: _Swap) -> Iterator[str]:
@@ -602,11 +619,11 @@ def _kind(backend: str) -> str:
 
 def _carries(swap: _Swap, pair: str, kind: str) -> bool:
     """Whether it passes, or is going to: Felix puts its own chains first in INPUT and accepts its tunnels there, before
-    other rules of the same table and rule set. Not so for BGP; and where Felix runs already, it would have."""
+    other rules of the same table and rule set. Not so for TCP; and where Felix runs already, it would have."""
     assert swap.underlay
     crossing, receiver = swap.underlay["pairs"][pair]["kinds"][kind], _ends(pair)[1]
     node = swap.state["nodes"].get(receiver)
-    if crossing["verdict"] != "host" or kind == BGP or not node or node["calico_ready"]:
+    if crossing["verdict"] != "host" or kind in (BGP, TYPHA_PORT) or not node or node["calico_ready"]:
         return crossing["verdict"] == "passes"
     place = [swap.case.backend(receiver), "filter"]
     return bool(crossing["rules"]) and all(rule.split()[:2] == place for rule in crossing["rules"])

@@ -39,7 +39,7 @@ def test_calicos_pool_is_the_pods_network_unless_it_is_told():
     assert spec.parse(None, FILE).calico is None
     assert spec.parse({"calico": {}}, FILE).calico == {
         "applied": True, "version": "v3.32.1", "backend": "felix", "pool": "10.42.0.0/16", "ipip": "Always", "mtu": 0,
-        "autodetection": "cidr=10.0.0.0/16",
+        "autodetection": "cidr=10.0.0.0/16", "typha": 0,
     }  # fmt: skip
     k3s = {"config": {"cluster-cidr": "10.233.0.0/16"}}
     assert spec.parse({"k3s": k3s, "calico": {"backend": "bird"}}, FILE).calico["pool"] == "10.233.0.0/16"

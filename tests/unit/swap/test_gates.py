@@ -20,6 +20,7 @@ from ansible.module_utils.netmend.swap.gates import (
     notes_back,
     options,
     pool,
+    typha,
 )
 
 from .conftest import DROP_IN, NODES, STARTED, STATES, Captured
@@ -70,13 +71,43 @@ def test_one_server_alone_is_a_note(flannel: Captured) -> None:
     assert note.startswith("server0 is the only server: the API is away while it restarts")
 
 
-def test_many_nodes_without_typha_are_a_note(flannel: Captured) -> None:
-    first = flannel.cluster["nodes"][0]
-    more = [{**first, "name": f"more{number}"} for number in range(50 - len(flannel.cluster["nodes"]))]
-    few = notes(flannel.nodes, {**flannel.cluster, "nodes": [*flannel.cluster["nodes"], *more[1:]]}, None, CALICO)
-    many = notes(flannel.nodes, {**flannel.cluster, "nodes": [*flannel.cluster["nodes"], *more]}, None, CALICO)
-    assert not any("Typha" in note for note in few)
-    assert any("It has 50 nodes" in note and "Typha" in note for note in many)
+def of_nodes(cluster: Captured, count: int) -> Any:
+    first = cluster.cluster["nodes"][0]
+    return {**cluster.cluster, "nodes": [{**first, "name": f"node{number}"} for number in range(count)]}
+
+
+@pytest.mark.parametrize(("nodes", "replicas"), [(3, 0), (49, 0), (50, 3), (600, 3), (601, 4), (5000, 20)])
+def test_many_nodes_have_typha(flannel: Captured, nodes: int, replicas: int) -> None:
+    assert typha(CALICO, of_nodes(flannel, nodes)) == replicas
+    assert typha(replace(CALICO, typha=0), of_nodes(flannel, nodes)) == 0
+    assert typha(replace(CALICO, typha=2), of_nodes(flannel, nodes)) == 2
+
+
+def test_typha_that_is_there_stays(flannel: Captured) -> None:
+    there: Any = {"namespace": "kube-system", "name": "calico-typha"}
+    few = {**flannel.cluster, "services": [*flannel.cluster["services"], there]}
+    assert typha(CALICO, few) == 3
+    assert options(CALICO, few, flannel.underlay).typha == 3
+
+
+def test_typha_is_a_note(flannel: Captured) -> None:
+    wanted = replace(CALICO, typha=2)
+    said = "Typha stands between Calico and the API, on 2 of 3 nodes."
+    assert said in notes(flannel.nodes, flannel.cluster, flannel.underlay, wanted)
+    assert not any("Typha" in note for note in notes(flannel.nodes, flannel.cluster, flannel.underlay, CALICO))
+
+
+def test_typhas_port_has_to_pass_where_it_is_wanted(flannel: Captured) -> None:
+    flannel.measure(lost("tcp-5473"))
+    assert refusals(flannel) == []
+    message = only(flannel, "underlay", replace(CALICO, typha=1))
+    assert message.startswith("TCP 5473 packets do not pass. ")
+    assert message.endswith("or set typha to 0: each node asks the API by itself then.")
+
+
+def test_typha_that_ufw_drops_felix_does_not_accept(flannel: Captured) -> None:
+    flannel.measure(dropped("tcp-5473", rule("filter", "ufw-before-input")))
+    assert only(flannel, "underlay", replace(CALICO, typha=1)).startswith("TCP 5473 packets do not pass. ")
 
 
 def test_a_cluster_whose_vxlan_is_lost_may_be_swapped(flannel: Captured) -> None:
