@@ -17,7 +17,8 @@ from pathlib import Path
 from .spec import Machine
 
 PERIOD = 1.0  # seconds
-WORTH = 0.3  # of a processor, that the fullest one has to be asked for less after a move
+Share = tuple[float, float]  # seconds that a task or a machine ran, and waited to run
+WORTH = 0.1  # of a processor, that the fullest one has to be asked for less after a move
 
 
 def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[str, int]:
@@ -34,8 +35,7 @@ def placement(machines: Sequence[Machine], processors: Sequence[int]) -> dict[st
 def move(demands: Mapping[str, float], placed: Mapping[str, int], processors: Sequence[int]) -> tuple[str, int] | None:
     """The machine that goes to another processor, and which, where that is worth it.
 
-    demands: of a processor, what each machine ran and waited to run in each second: more than it got where it shares
-    one.
+    demands: the share of a processor that each machine would take if it had one alone.
     """
     load = dict.fromkeys(processors, 0.0)
     for name, demand in demands.items():
@@ -54,18 +54,18 @@ def move(demands: Mapping[str, float], placed: Mapping[str, int], processors: Se
 
 def keep_even(pid_files: Mapping[str, Path], processors: Sequence[int]) -> None:
     """Looks after machines, by the files with the numbers of their processes, until none of them is there any more."""
-    asked: dict[str, dict[int, float]] = {}
+    had: dict[str, dict[int, Share]] = {}
     demands: dict[str, float] = {}
     while pids := {name: int(file.read_text()) for name, file in pid_files.items() if file.exists()}:
-        before, asked = asked, {}
+        before, had = had, {}
         placed = {}
         for name, pid in pids.items():
             with suppress(OSError):
-                asked[name] = _asked(pid)
+                had[name] = _had(pid)
                 placed[name] = min(os.sched_getaffinity(pid))
-        now = {name: _more(before[name], asked[name]) / PERIOD for name in asked if name in before}
+        now = {name: demand(*_more(before[name], had[name])) for name in had if name in before}
         # What a machine wants for a moment is no reason to move one.
-        demands = {name: (demand + demands.get(name, demand)) / 2 for name, demand in now.items()}
+        demands = {name: (asked + demands.get(name, asked)) / 2 for name, asked in now.items()}
         if moved := move(demands, placed, processors):
             name, processor = moved
             for task in _tasks(pids[name]):
@@ -74,8 +74,16 @@ def keep_even(pid_files: Mapping[str, Path], processors: Sequence[int]) -> None:
         time.sleep(PERIOD)
 
 
-def _asked(pid: int) -> dict[int, float]:
-    """Task of a machine -> the seconds that it has run, or waited to run, so far.
+def demand(ran: float, waited: float) -> float:
+    """What a machine would take of a processor of its own, by the seconds that it ran and waited for its turn in one.
+
+    Who has always something to do takes all of it; who sleeps between, works no longer for having to wait less.
+    """
+    return min(1.0, ran / max(ran, PERIOD - waited)) if ran else 0.0
+
+
+def _had(pid: int) -> dict[int, Share]:
+    """Task of a machine -> the seconds that it has run, and waited to run, so far.
 
     Source: Documentation/scheduler/sched-stats.rst of the kernel.
     """
@@ -83,13 +91,14 @@ def _asked(pid: int) -> dict[int, float]:
     for task in _tasks(pid):
         with suppress(OSError):
             run, waited, _ = Path(f"/proc/{task}/schedstat").read_text().split()
-            found[task] = (int(run) + int(waited)) / 1e9
+            found[task] = int(run) / 1e9, int(waited) / 1e9
     return found
 
 
-def _more(before: Mapping[int, float], now: Mapping[int, float]) -> float:
+def _more(before: Mapping[int, Share], now: Mapping[int, Share]) -> Share:
     """What tasks have come to since; what those had that have ended meanwhile is not known."""
-    return sum(max(0.0, seconds - before.get(task, 0.0)) for task, seconds in now.items())
+    grown = [[max(0.0, new - old) for new, old in zip(now[task], before.get(task, (0.0, 0.0)))] for task in now]
+    return sum(ran for ran, _ in grown), sum(waited for _, waited in grown)
 
 
 def _tasks(pid: int) -> Iterator[int]:

@@ -208,8 +208,8 @@ FOREIGN = {
 }
 
 
-def argument_spec():
-    return {
+def contract():
+    options = {
         "name": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "backend": {"type": "str", "choices": ["auto", "nft", "legacy"], "default": "auto"},
@@ -221,10 +221,11 @@ def argument_spec():
         "remove_rules": {"type": "list", "elements": "dict", "default": [], "options": FOREIGN},
         "persistent": {"type": "bool", "default": True},
     }
+    return {"argument_spec": options, "supports_check_mode": True}
 
 
 def main():
-    module = AnsibleModule(argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(**contract())
     options = module.params
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options["name"]):
         module.fail_json(msg=f"name {options['name']!r} must be letters, digits, dots, dashes and underscores")

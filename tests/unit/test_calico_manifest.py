@@ -173,7 +173,7 @@ def test_without_it_a_manifest_that_has_it_is_as_one_that_has_not(with_typha):
 
 
 def test_typha_has_to_be_in_the_manifest(newest):
-    with pytest.raises(ManifestError, match="is one without Typha: with typha, name calico-typha.yaml"):
+    with pytest.raises(ManifestError, match=r"is one without Typha: with typha, name calico-typha\.yaml"):
         patch(newest, WITHOUT_BIRD._replace(typha=1))
 
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -215,7 +216,11 @@ func (a *agent) watch(ctx context.Context) error {
 	} {
 		informer := factory.ForResource(resource)
 		_, err := informer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: changed, DeleteFunc: changed, UpdateFunc: func(_, item any) { changed(item) },
+			AddFunc: changed, DeleteFunc: changed, UpdateFunc: func(before, item any) {
+				if !reflect.DeepEqual(looked(before), looked(item)) {
+					changed(item)
+				}
+			},
 		})
 		if err != nil {
 			return err
@@ -229,6 +234,16 @@ func (a *agent) watch(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// looked is what the agent looks at of an object: most of what nodes and pods say in their status is none of it.
+func looked(item any) map[string]any {
+	content := item.(*unstructured.Unstructured).Object
+	found := map[string]any{}
+	for _, path := range []string{"metadata.labels", "metadata.annotations", "spec", "status.addresses", "status.phase", "status.podIP"} {
+		found[path], _, _ = unstructured.NestedFieldNoCopy(content, strings.Split(path, ".")...)
+	}
+	return found
 }
 
 func (a *agent) wake() {

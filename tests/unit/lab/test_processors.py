@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import processors
-from lab.processors import keep_even, move, placement
+from lab.processors import demand, keep_even, move, placement
 from lab.spec import Machine
 
 SPIN = "while True: pass"
@@ -30,7 +30,9 @@ def test_machines_begin_where_the_least_memory_is() -> None:
     [
         # Two that want a whole one each share one.
         ({"a": 0.3, "b": 1.0, "c": 0.9}, {"a": 0, "b": 1, "c": 1}, ("c", 0)),
-        ({"a": 0.3, "b": 1.0, "c": 0.2}, {"a": 0, "b": 1, "c": 1}, None),
+        # Who has much to do is better off alone, however little the others have.
+        ({"a": 0.3, "b": 1.0, "c": 0.2}, {"a": 0, "b": 1, "c": 1}, ("c", 0)),
+        ({"a": 0.9, "b": 1.0, "c": 0.2}, {"a": 0, "b": 1, "c": 1}, None),
         # Neither way round is it worth it.
         ({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0, "b": 1, "c": 1}, None),
         ({"a": 1.0}, {"a": 0}, None),
@@ -41,6 +43,22 @@ def test_one_is_moved_where_that_takes_much_from_the_fullest(
     demands: dict[str, float], placed: dict[str, int], wanted: tuple[str, int] | None
 ) -> None:
     assert move(demands, placed, [0, 1]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "wanted"),
+    [
+        (0.5, 0.5, 1.0),
+        (0.7, 0.3, 1.0),
+        (0.3, 0.0, 0.3),
+        (0.3, 0.4, 0.5),
+        (0.3, 1.2, 1.0),
+        (0.0, 0.0, 0.0),
+        (1.1, 0.0, 1.0),
+    ],
+)
+def test_a_machine_is_asked_for_what_it_would_take_alone(ran: float, waited: float, wanted: float) -> None:
+    assert demand(ran, waited) == pytest.approx(wanted)
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
