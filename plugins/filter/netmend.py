@@ -83,7 +83,10 @@ def netmend_facts(names: Names, hostvars: Any) -> dict[str, Any]:
 
     Raises AnsibleFilterError where no server's API gave the cluster's state, with what each said.
     """
-    kept = _kept(names, hostvars)
+    return _facts(_kept(names, hostvars))
+
+
+def _facts(kept: Kept) -> dict[str, Any]:
     expected, silent, clusters, refusals = [], {}, [], []
     for host, answer in _answers(kept, READ).items():
         name = answer.get("netmend_node", {}).get("name", host)
@@ -146,9 +149,20 @@ def netmend_probing(names: Names, hostvars: Any, rounds: Any = 1) -> str:
     return json.dumps({host: {**arguments, **also[host]} for host, arguments in asking.items()})
 
 
+def netmend_canary_reading(names: Names, hostvars: Any, node: str) -> str:
+    """Hosts, and the node of a canary -> what is to be read again with it, as netmend_reading has it: that node, and
+    the cluster where it was read before."""
+    kept = _kept(names, hostvars)
+    server = kept["netmend_facts"]["server"]
+    own = [host for host, name in _named(kept).items() if name == node]
+    return netmend_reading([*own, server], [server])
+
+
 def netmend_canary_plan(names: Names, hostvars: Any, pod: str) -> dict[str, list[Any]]:
     """Hosts -> the probes of one pod, "namespace/name", by the node that is to run them."""
-    nodes, cluster, underlay = _measured(_kept(names, hostvars))
+    kept = _kept(names, hostvars)
+    kept = {**kept, READ: {"answers": {**_answers(kept, READ), **_answers(kept, "netmend_canary_read")}}}
+    nodes, cluster, underlay = _measured({**kept, "netmend_facts": _facts(kept)})
     passes = gates.flannel_passes(nodes, cluster, underlay)
     try:
         return plan.by_node(plan.plan_canary(nodes, cluster, pod, others_reached=passes))
@@ -567,6 +581,7 @@ class FilterModule:
             "netmend_edge": netmend_edge,
             "netmend_calico": netmend_calico,
             "netmend_calico_tunnels": netmend_calico_tunnels,
+            "netmend_canary_reading": netmend_canary_reading,
             "netmend_canary_plan": netmend_canary_plan,
             "netmend_certificate": netmend_certificate,
             "netmend_checklist": netmend_checklist,

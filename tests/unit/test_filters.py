@@ -77,6 +77,31 @@ def test_servers_that_all_refuse_are_one_error_with_what_each_said() -> None:
         filters.netmend_facts(*hostvars(refusing, host("b")))
 
 
+def test_of_a_canary_its_node_and_one_server_are_read_again(facts: dict[str, Any]) -> None:
+    given = hostvars(host("a"), host("b"), host("c"), netmend_facts={**facts, "server": "a"})
+    assert json.loads(filters.netmend_canary_reading(*given, "c")) == {"c": {"cluster": False}, "a": {"cluster": True}}
+
+
+def test_a_canary_is_planned_by_what_was_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def server(*pods: str) -> dict[str, Any]:
+        answer: dict[str, Any] = host("a")["netmend_read"]
+        return {**answer, "netmend_cluster": {"nodes": [], "services": [], "errors": [], "pods": list(pods)}}
+
+    first = {"inventory_hostname": "a", "netmend_read": server()}
+    again = {"answers": {"a": server("canary"), "b": host("b", skew=7.0)["netmend_read"]}}
+    seen = {}
+
+    def plan_canary(nodes: Any, cluster: Any, pod: str, **_: Any) -> list[Any]:
+        seen.update(times={name: node["time"] for name, node in nodes.items()}, pods=cluster["pods"], pod=pod)
+        return []
+
+    monkeypatch.setattr(filters.plan, "plan_canary", plan_canary)
+    monkeypatch.setattr(filters.gates, "flannel_passes", lambda *_: True)
+    given = hostvars(first, host("b"), netmend_facts={"server": "a"}, netmend_canary_read=again)
+    assert filters.netmend_canary_plan(*given, "kube-system/netmend-canary") == {}
+    assert seen == {"times": {"a": 100.5, "b": 107.5}, "pods": ["canary"], "pod": "kube-system/netmend-canary"}
+
+
 def test_where_no_server_answers_the_error_says_what_each_node_said() -> None:
     gone = {"inventory_hostname": "a", "netmend_read": {"failed": True, "msg": "no\n  Python"}}
     with pytest.raises(filters.AnsibleFilterError, match="a: no Python"):

@@ -31,11 +31,12 @@ func install(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
+	written := map[string]string{} // program in the image -> its file on the host
 	for _, entry := range plugins {
 		if entry.Name() == "install" {
 			continue
 		}
-		if err := copyProgram(entry.Name()); err != nil {
+		if err := copyProgram(entry.Name(), written); err != nil {
 			return err
 		}
 		log.Printf("Installed %s/%s", pluginsOnHost, entry.Name())
@@ -50,13 +51,22 @@ func install(ctx context.Context, _ []string) error {
 	return replaceFile(filepath.Join(confOnHost, os.Getenv("CNI_CONF_NAME")), text, 0o600)
 }
 
-// copyProgram replaces a plugin on the host, unless it is the same: one that runs keeps its file.
-func copyProgram(name string) error {
-	content, err := os.ReadFile(filepath.Join(pluginsInImage, name))
+// copyProgram replaces a plugin on the host, unless it is the same: one that runs keeps its file. What is one program by
+// several names in the image is one file with several names on the host.
+func copyProgram(name string, written map[string]string) error {
+	source, err := filepath.EvalSymlinks(filepath.Join(pluginsInImage, name))
 	if err != nil {
 		return err
 	}
 	target := filepath.Join(pluginsOnHost, name)
+	if same, ok := written[source]; ok {
+		return linkFile(same, target)
+	}
+	written[source] = target
+	content, err := os.ReadFile(source)
+	if err != nil {
+		return err
+	}
 	if old, err := os.ReadFile(target); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
@@ -127,6 +137,21 @@ contexts:
 current-context: calico-context
 `, endpoint, base64.StdEncoding.EncodeToString(config.CAData), granted.Status.Token)
 	return replaceFile(filepath.Join(confOnHost, "calico-kubeconfig"), []byte(text), 0o600)
+}
+
+// linkFile gives a file another name; to put a link in the place of one to the same file does nothing.
+func linkFile(file, name string) error {
+	is, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if old, err := os.Stat(name); err == nil && os.SameFile(is, old) {
+		return nil
+	}
+	if err := os.Link(file, name+".tmp"); err != nil {
+		return err
+	}
+	return os.Rename(name+".tmp", name)
 }
 
 // replaceFile never shows a half-written file to a reader.
