@@ -17,7 +17,7 @@ from pathlib import Path
 from .spec import Machine
 
 PERIOD = 1.0  # seconds
-Share = tuple[float, float]  # seconds that a task or a machine ran, and waited to run
+FULL = 0.05  # of a processor: where less is idle, something waits for it
 WORTH = 0.1  # of a processor, that the fullest one has to be asked for less after a move
 
 
@@ -54,16 +54,20 @@ def move(demands: Mapping[str, float], placed: Mapping[str, int], processors: Se
 
 def keep_even(pid_files: Mapping[str, Path], processors: Sequence[int]) -> None:
     """Looks after machines, by the files with the numbers of their processes, until none of them is there any more."""
-    had: dict[str, dict[int, Share]] = {}
+    had: dict[str, dict[int, float]] = {}
+    spare: dict[int, float] = {}
     demands: dict[str, float] = {}
     while pids := {name: int(file.read_text()) for name, file in pid_files.items() if file.exists()}:
         before, had = had, {}
+        spared, spare = spare, _spare(processors)
         placed = {}
         for name, pid in pids.items():
             with suppress(OSError):
                 had[name] = _had(pid)
                 placed[name] = min(os.sched_getaffinity(pid))
-        now = {name: demand(*_more(before[name], had[name])) for name in had if name in before}
+        ran = {name: _more(before[name], had[name]) / PERIOD for name in had if name in before}
+        idle = {processor: (spare[processor] - spared[processor]) / PERIOD for processor in spared}
+        now = wanted(ran, placed, idle)
         # What a machine wants for a moment is no reason to move one.
         demands = {name: (asked + demands.get(name, asked)) / 2 for name, asked in now.items()}
         if moved := move(demands, placed, processors):
@@ -74,31 +78,42 @@ def keep_even(pid_files: Mapping[str, Path], processors: Sequence[int]) -> None:
         time.sleep(PERIOD)
 
 
-def demand(ran: float, waited: float) -> float:
-    """What a machine would take of a processor of its own, by the seconds that it ran and waited for its turn in one.
+def wanted(ran: Mapping[str, float], placed: Mapping[str, int], idle: Mapping[int, float]) -> dict[str, float]:
+    """The share of a processor that each machine would take if it had one alone, by what it ran in a second.
 
-    Who has always something to do takes all of it; who sleeps between, works no longer for having to wait less.
+    Where a processor had no time left, who ran most there would have taken all of it. That a machine waited says
+    nothing: its kernel and its processes always wait for each other.
     """
-    return min(1.0, ran / max(ran, PERIOD - waited)) if ran else 0.0
+    demands = dict(ran)
+    for processor, left in idle.items():
+        here = [name for name in ran if placed[name] == processor]
+        if here and left < FULL:
+            demands[max(here, key=lambda name: ran[name])] = 1.0
+    return demands
 
 
-def _had(pid: int) -> dict[int, Share]:
-    """Task of a machine -> the seconds that it has run, and waited to run, so far.
+def _spare(processors: Sequence[int]) -> dict[int, float]:
+    """Processor -> the seconds that it has been idle so far (proc(5), /proc/stat)."""
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    idle = {name: int(ticks[3]) / os.sysconf("SC_CLK_TCK") for name, *ticks in lines if name.startswith("cpu")}
+    return {processor: idle[f"cpu{processor}"] for processor in processors}
+
+
+def _had(pid: int) -> dict[int, float]:
+    """Task of a machine -> the seconds that it has run so far.
 
     Source: Documentation/scheduler/sched-stats.rst of the kernel.
     """
     found = {}
     for task in _tasks(pid):
         with suppress(OSError):
-            run, waited, _ = Path(f"/proc/{task}/schedstat").read_text().split()
-            found[task] = int(run) / 1e9, int(waited) / 1e9
+            found[task] = int(Path(f"/proc/{task}/schedstat").read_text().split()[0]) / 1e9
     return found
 
 
-def _more(before: Mapping[int, Share], now: Mapping[int, Share]) -> Share:
+def _more(before: Mapping[int, float], now: Mapping[int, float]) -> float:
     """What tasks have come to since; what those had that have ended meanwhile is not known."""
-    grown = [[max(0.0, new - old) for new, old in zip(now[task], before.get(task, (0.0, 0.0)))] for task in now]
-    return sum(ran for ran, _ in grown), sum(waited for _, waited in grown)
+    return sum(max(0.0, seconds - before.get(task, 0.0)) for task, seconds in now.items())
 
 
 def _tasks(pid: int) -> Iterator[int]:

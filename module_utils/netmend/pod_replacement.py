@@ -110,9 +110,10 @@ def due(state: State, wish: Wish, touched: Iterable[str] = ()) -> Due:
             waits[each.pod] = f"{each.pod} is still in an EndpointSlice"
         else:
             steps.append(Step(each, "delete"))
-    # Of some owners one pod goes at a time, which takes longest: these do not wait for the others.
+    # Of some owners one pod goes at a time, which takes longest where most are left: these wait for no others.
     starts, held = [], {}
-    for each in _first_of_each_owner(todo[RELEASE]):
+    left = Counter(each.owner for each in todo[RELEASE])
+    for each in sorted(_first_of_each_owner(todo[RELEASE]), key=lambda each: -left[each.owner]):
         wait = view.obstacle(each)
         if wait:
             held[each.owner] = wait

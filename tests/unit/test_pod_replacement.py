@@ -130,6 +130,18 @@ def test_those_of_which_one_goes_at_a_time_begin_first() -> None:
     assert first == ["release", "surge"]
 
 
+def test_of_these_the_one_with_most_left_begins_first() -> None:
+    made = Cluster()
+    for name in ("agent", "web"):
+        made.daemonset(name)
+        made.service(name, {"app": name})
+    made.settle()
+    made.addresses = NEW
+    done = replace(made, WISH._replace(parallel=1))
+    begun = [pod.partition("-")[0] for action, pod, *_ in map(str.split, done) if action == "label"]
+    assert begun == ["default/agent", "default/web"] * 3
+
+
 def test_one_that_does_not_start_leaves_no_room_for_others() -> None:
     made = served(cluster(deployment={"name": "web", "replicas": 2}, daemonset={"name": "log"}))
     made.sick.add("DaemonSet/log")

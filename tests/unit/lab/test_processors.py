@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import processors
-from lab.processors import demand, keep_even, move, placement
+from lab.processors import keep_even, move, placement, wanted
 from lab.spec import Machine
 
 SPIN = "while True: pass"
@@ -26,7 +26,7 @@ def test_machines_begin_where_the_least_memory_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("demands", "placed", "wanted"),
+    ("demands", "placed", "moved"),
     [
         # Two that want a whole one each share one.
         ({"a": 0.3, "b": 1.0, "c": 0.9}, {"a": 0, "b": 1, "c": 1}, ("c", 0)),
@@ -40,25 +40,16 @@ def test_machines_begin_where_the_least_memory_is() -> None:
     ],
 )
 def test_one_is_moved_where_that_takes_much_from_the_fullest(
-    demands: dict[str, float], placed: dict[str, int], wanted: tuple[str, int] | None
+    demands: dict[str, float], placed: dict[str, int], moved: tuple[str, int] | None
 ) -> None:
-    assert move(demands, placed, [0, 1]) == wanted
+    assert move(demands, placed, [0, 1]) == moved
 
 
-@pytest.mark.parametrize(
-    ("ran", "waited", "wanted"),
-    [
-        (0.5, 0.5, 1.0),
-        (0.7, 0.3, 1.0),
-        (0.3, 0.0, 0.3),
-        (0.3, 0.4, 0.5),
-        (0.3, 1.2, 1.0),
-        (0.0, 0.0, 0.0),
-        (1.1, 0.0, 1.0),
-    ],
-)
-def test_a_machine_is_asked_for_what_it_would_take_alone(ran: float, waited: float, wanted: float) -> None:
-    assert demand(ran, waited) == pytest.approx(wanted)
+def test_who_runs_most_where_no_time_is_left_would_take_all_of_it() -> None:
+    ran, placed = {"a": 0.6, "b": 0.3, "c": 0.4, "d": 0.1}, {"a": 0, "b": 0, "c": 1, "d": 1}
+    assert wanted(ran, placed, {0: 0.0, 1: 0.4}) == {**ran, "a": 1.0}
+    assert wanted(ran, placed, {0: 0.1, 1: 0.04}) == {**ran, "c": 1.0}
+    assert wanted({}, {}, {0: 0.0}) == {}
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
