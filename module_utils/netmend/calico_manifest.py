@@ -23,7 +23,6 @@ API = f"{GROUP}/v1"
 DETECTION = ("first-found", "kubernetes-internal-ip", "cidr=", "interface=", "skip-interface=", "can-reach=")
 POOL = "default-ipv4-ippool"
 TYPHA = "calico-typha"  # its Deployment, its Service and its PodDisruptionBudget
-# The annotation by which a node's tunnel is known, by backend.
 _IMAGE = re.compile(
     r"(?P<registry>[^@]+)/calico/(?P<name>[a-z-]+):(?P<tag>v\d+\.\d+\.\d+)(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )

@@ -210,6 +210,8 @@ def _wanted(swap: _Swap) -> Iterator[str]:
         yield f"flannel must be one of {', '.join(FLANNEL)}, and is {wanted.flannel!r}."
     if wanted.batch < 1:
         yield f"batch must be 1 or more, and is {wanted.batch}."
+    if (wanted.typha or 0) > len(swap.members):
+        yield f"typha must be no more than there are nodes ({len(swap.members)}), and is {wanted.typha}."
     agents = [name for name, node in swap.members.items() if node["role"] == "agent"]
     if wanted.canary and wanted.canary not in agents:
         yield f"canary must be an agent of the cluster, and is {wanted.canary!r}."

@@ -338,6 +338,7 @@ def test_a_gate_that_is_violated_alone(flannel: Captured, change: Change, gate: 
         ({"private_cidr": "10.0.0.0/99"}, "wanted", "private_cidr must be an IPv4 network"),
         ({"flannel": "udp"}, "wanted", "flannel must be one of vxlan, wireguard-native, host-gw, and is 'udp'."),
         ({"batch": 0}, "wanted", "batch must be 1 or more, and is 0."),
+        ({"typha": 4}, "wanted", "typha must be no more than there are nodes (3), and is 4."),
         ({"canary": "server0"}, "wanted", "canary must be an agent of the cluster, and is 'server0'."),
         ({"mtu": 1450}, "mtu", "mtu 1450 is wanted, and 1430 is the most that passes between all nodes"),
         ({"mtu": 1430, "backend": "vxlan"}, "mtu", "mtu 1430 is wanted, and 1400 is the most"),
