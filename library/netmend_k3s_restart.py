@@ -4,7 +4,6 @@ where that would cost etcd its quorum."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend import node
 from ansible.module_utils.netmend.kube import Api, ApiError, k3s_credentials, kubelet_credentials
+from ansible.module_utils.netmend.mirror import Mirror
 from ansible.module_utils.netmend.parse.cluster import ready_since
 
 DOCUMENTATION = """
@@ -104,7 +104,8 @@ seconds:
 UNITS = ("k3s.service", "k3s-agent.service")
 SUBNET_ENV = Path("/run/flannel/subnet.env")
 SETTLE = 30  # seconds until servers have to be well before another one is restarted
-POLL = 0.2  # seconds; there is no one thing to wait on that says all of it
+POLL = 0.2  # seconds, where nothing tells of a change
+WATCH = 5  # seconds that a watch may say nothing before it is looked again
 
 
 class Link(str):
@@ -214,7 +215,7 @@ def _restart(module: AnsibleModule, unit: str) -> float:
     if not missing:
         restarted = Restarted(unit, module.params["node"], began)
         while (missing := restarted.missing(with_flannel)) and time.monotonic() < started + limit:
-            time.sleep(POLL)
+            restarted.wait()
     took = time.monotonic() - started
     if missing:
         module.fail_json(msg=f"{unit} was restarted, and {missing} after {took:.0f} s. See `journalctl -u {unit}`.")
@@ -235,27 +236,39 @@ class Restarted:
     """A node whose K3s was restarted at ``began``."""
 
     def __init__(self, unit: str, name: str, began: float) -> None:
-        self._server, self._name, self._began = unit == "k3s.service", name, began
+        self._name, self._began = name, began
         self._administrator: Api | None = None
-        self._kubelet: Api | None = None
+        self._answers = unit != "k3s.service"
+        self._node: Mirror | None = None
 
     def missing(self, with_flannel: bool) -> str:
         """What is not yet as it has to be."""
         if with_flannel and not (SUBNET_ENV.exists() and SUBNET_ENV.stat().st_mtime > self._began):
             return f"Flannel has not written {SUBNET_ENV}"
         try:
-            if self._server:
+            if not self._answers:
                 self._administrator = self._administrator or Api(k3s_credentials())
                 status, _ = self._administrator.get("/readyz")
                 if status != 200:
                     return f"/readyz says {status}"
-            self._kubelet = self._kubelet or Api(kubelet_credentials())
-            status, body = self._kubelet.get(f"/api/v1/nodes/{self._name}")
+                self._answers = True
+            path = f"/api/v1/nodes?fieldSelector=metadata.name={self._name}"
+            self._node = self._node or Mirror(Api(kubelet_credentials()), {"node": path})
         except (ApiError, OSError) as error:  # where it never ran, the kubelet's credentials are yet to be made
             return str(error)
-        if status != 200 or not ready_since(json.loads(body), self._began):
+        if not any(ready_since(item, self._began) for item in self._node.state()["node"]):
             return f"the kubelet has not reported {self._name} as Ready"
         return ""
+
+    def wait(self) -> None:
+        """Returns when something may have come."""
+        if not self._node:
+            time.sleep(POLL)
+            return
+        try:
+            self._node.wait(WATCH)
+        except ApiError:  # its server restarts
+            self._node = None
 
 
 def _shown(unit: str) -> dict[str, str]:

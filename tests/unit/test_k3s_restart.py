@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 from ansible.module_utils.netmend.kube import ApiError
@@ -38,7 +38,7 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     module = loaded("library/netmend_k3s_restart.py")
 
     def run(
-        unit: str, answers: dict[str, Any], /, code: int = 0, settle: float = 0, **arguments: Any
+        unit: str, answers: dict[str, Any], /, code: int = 0, settle: float = 0, wait: float = 0.1, **arguments: Any
     ) -> dict[str, Any]:
         program = tmp_path / "systemctl"
         program.write_text(SYSTEMCTL.replace("UNIT", unit).replace("CODE", str(code)))
@@ -49,17 +49,32 @@ def restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                 self.server = server
 
             def get(self, path: str) -> tuple[int, str]:
-                answer = answers[self.server if "readyz" in path else "node"]
+                assert "readyz" in path
+                answer = answers[self.server]
                 answer = answer.pop(0) if isinstance(answer, list) else answer
                 if isinstance(answer, Exception):
                     raise answer
-                return answer if isinstance(answer, tuple) else (200, json.dumps(answer))
+                status, body = answer
+                return status, body
+
+            def listed(self, path: str) -> tuple[list[Any], str]:
+                assert path == "/api/v1/nodes?fieldSelector=metadata.name=n"
+                return self._nodes()[:1], "1"
+
+            def watch(self, path: str, seconds: float, version: str) -> Iterator[dict[str, Any]]:
+                yield from ({"type": "MODIFIED", "object": item} for item in self._nodes()[1:])
+                time.sleep(1)
+
+            def _nodes(self) -> list[Any]:
+                said = answers["node"] if isinstance(answers["node"], list) else [answers["node"]]
+                return [{**item, "metadata": {"uid": "1", "resourceVersion": "2"}} for item in said]
 
         monkeypatch.setattr(module, "Api", Api)
         monkeypatch.setattr(module, "k3s_credentials", lambda server="here": server)
         monkeypatch.setattr(module, "kubelet_credentials", lambda: "kubelet")
         monkeypatch.setattr(module, "SUBNET_ENV", tmp_path / "none")
         monkeypatch.setattr(module, "POLL", 0.01)
+        monkeypatch.setattr(module, "WATCH", wait)
         monkeypatch.setattr(module, "SETTLE", settle)
         monkeypatch.setattr(module.node, "PATH", f"{tmp_path}:{module.node.PATH}")
         with patch_module_args({"node": "n", **arguments}), pytest.raises(SystemExit):
@@ -173,6 +188,14 @@ def test_files_are_left_where_the_restart_is_refused(restart: Run, tmp_path: Pat
     result = restart("k3s.service", answers, servers=["10.0.0.101"], files={str(tmp_path / "new.yaml"): "a: b\n"})
     assert result["failed"] is True
     assert not (tmp_path / "new.yaml").exists()
+
+
+def test_that_the_node_is_ready_is_told_by_a_watch(restart: Run) -> None:
+    answers = {"here": [(500, ""), (200, "ok")], "node": [node(status="False"), node(lastHeartbeatTime=now())]}
+    result = restart("k3s.service", answers, wait=60, timeout=60)
+    assert result["asked"] == ["restart k3s.service"]
+    assert result["seconds"] < 60
+    assert answers["here"] == []  # and it is not asked again
 
 
 @pytest.mark.parametrize(
