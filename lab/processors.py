@@ -2,7 +2,7 @@
 
 A machine's kernel and its processes are processes of the host that take turns. On one processor that is a switch,
 between two it is an interrupt and a wake-up, which under a hypervisor costs several times as much. So each machine
-stays on one; but where two that have much to do share one while another has less, one of them is moved.
+stays on one; but where one that has much to do shares it, and the others would fit on another one, they are moved.
 """
 
 from __future__ import annotations
