@@ -80,7 +80,10 @@ def patch(manifest: str, options: Options) -> Calico:
     """The objects of a manifest's text for a cluster. ManifestError for another shape or an option that cannot be."""
     check(options)
     found = _Manifest(manifest)
-    found.objects = _with_typha(found, options.typha) if options.typha else _without_typha(found)
+    if options.typha:
+        _scale_typha(found, options.typha)
+    else:
+        found.objects = [item for item in found.objects if item["metadata"].get("name") != TYPHA]
     _configure(found.one("ConfigMap", "calico-config"), options)
     _place(found.one("DaemonSet", "calico-node"), options)
     found.one("Deployment", "calico-kube-controllers")
@@ -126,7 +129,7 @@ class _Manifest:
         raise ManifestError(f"Calico's manifest does not define {plural}")
 
 
-def _with_typha(found: _Manifest, replicas: int) -> List[Object]:
+def _scale_typha(found: _Manifest, replicas: int) -> None:
     """Typha comes in one manifest alone, where calico-node has the variable that leads to it."""
     daemonset = found.one("DaemonSet", "calico-node")
     named = {variable["name"] for container in _containers(daemonset) for variable in container.get("env") or []}
@@ -134,11 +137,6 @@ def _with_typha(found: _Manifest, replicas: int) -> List[Object]:
         raise ManifestError("Calico's manifest is one without Typha: with typha, name calico-typha.yaml")
     found.one("Service", TYPHA)
     found.one("Deployment", TYPHA)["spec"]["replicas"] = replicas
-    return found.objects
-
-
-def _without_typha(found: _Manifest) -> List[Object]:
-    return [item for item in found.objects if item["metadata"].get("name") != TYPHA]
 
 
 def _configure(config: Object, options: Options) -> None:

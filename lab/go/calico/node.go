@@ -102,8 +102,7 @@ func serve(ctx context.Context) error {
 	}
 	a := &agent{cluster: calico, name: os.Getenv("NODENAME"), changed: make(chan struct{}, 1)}
 	a.world = world{node: a.name, version: os.Getenv("CALICO_VERSION"), backend: os.Getenv("CALICO_NETWORKING_BACKEND")}
-	yes := func() bool { return true }
-	go answerProbes(healthAddress, a.ready.Load, yes)
+	go answerProbes(healthAddress, a.ready.Load)
 	if err := a.start(ctx); err != nil {
 		return err
 	}

@@ -29,8 +29,7 @@ func typha(ctx context.Context, _ []string) error {
 		return err
 	}
 	context.AfterFunc(ctx, func() { listener.Close() })
-	yes := func() bool { return true }
-	go answerProbes(typhaHealthAddress, yes, yes)
+	go answerProbes(typhaHealthAddress, func() bool { return true })
 	log.Print("Typha started (stand-in for netmend's lab)")
 	for {
 		connection, err := listener.Accept()
@@ -100,15 +99,13 @@ func (c *cluster) dialTypha(ctx context.Context, namespace, service string) (net
 	return nil, errors.Join(problems...)
 }
 
-func answerProbes(address string, ready, live func() bool) {
-	answer := func(ok func() bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			if !ok() {
-				w.WriteHeader(http.StatusServiceUnavailable)
-			}
+// answerProbes says whether the program is ready; whoever answers is live.
+func answerProbes(address string, ready func() bool) {
+	http.HandleFunc("/readiness", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
+			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-	}
-	http.Handle("/readiness", answer(ready))
-	http.Handle("/liveness", answer(live))
+	})
+	http.HandleFunc("/liveness", func(http.ResponseWriter, *http.Request) {})
 	log.Fatal(http.ListenAndServe(address, nil))
 }
