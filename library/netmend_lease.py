@@ -69,16 +69,18 @@ holder:
 """
 
 
+def contract():
+    options = {
+        "holder": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
+        "dead": {"type": "str", "default": ""},
+        "duration": {"type": "int", "default": 600},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
+
+
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "holder": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
-            "dead": {"type": "str", "default": ""},
-            "duration": {"type": "int", "default": 600},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
     if module.check_mode:
         module.exit_json(changed=False)
     holder = module.params["holder"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -146,19 +147,22 @@ left:
 """
 
 
+def contract() -> dict[str, Any]:
+    options = {
+        "cidrs": {"type": "list", "elements": "str", "required": True},
+        "exclude_namespaces": {"type": "list", "elements": "str", "default": []},
+        "singles": {"type": "str", "choices": ["report", "recreate"], "default": "report"},
+        "drain_seconds": {"type": "int", "default": 60},
+        "parallel": {"type": "int", "default": 5},
+        "timeout": {"type": "int", "default": 300},
+        "kubeconfig": {"type": "path"},
+    }
+    return {"argument_spec": options, "supports_check_mode": True}
+
+
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "cidrs": {"type": "list", "elements": "str", "required": True},
-            "exclude_namespaces": {"type": "list", "elements": "str", "default": []},
-            "singles": {"type": "str", "choices": ["report", "recreate"], "default": "report"},
-            "drain_seconds": {"type": "int", "default": 60},
-            "parallel": {"type": "int", "default": 5},
-            "timeout": {"type": "int", "default": 300},
-            "kubeconfig": {"type": "path"},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(**contract())
+    gc.enable()  # it is off where a module runs without Ansible's own code, as those end soon
     try:
         wish, limits = _wish(module.params), _limits(module.params)
     except ValueError as error:

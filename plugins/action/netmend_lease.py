@@ -1,4 +1,7 @@
-"""The module, told who this run is; and, where a run of this controller has the lease, whether that one is dead."""
+"""The module, told who this run is; and, where a run of this controller has the lease, whether that one is dead.
+
+It runs as plugins/action/netmend_bare.py has it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action.normal import ActionModule as Normal
+from ansible.plugins.loader import action_loader
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 NAMESPACE = Path("/proc/self/ns/pid")
+Bare = action_loader.get("netmend_bare", class_only=True)
 
 
-class ActionModule(Normal):  # type: ignore[misc]  # ansible ships no types
+class ActionModule(Bare):  # type: ignore[misc,valid-type]  # ansible ships no types
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         here = place()
         # Tasks run in children of the process that is this run.

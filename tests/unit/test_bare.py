@@ -69,6 +69,8 @@ def test_a_module_says_what_it_says_by_itself(
          "value of protocol must be one of: tcp"),
         ("netmend_connectivity", {"targets": TARGETS, "rounds": 0}, "rounds: 0 is not from 1 to"),
         ("netmend_node_info", {"clusters": True}, "Unsupported parameters for (netmend_node_info) module: clusters."),
+        ("netmend_lease", {"state": "taken"}, "value of state must be one of: held, released"),
+        ("netmend_pod_replacement", {"cidrs": ["10.42.128/17"]}, "cidrs: '10.42.128/17' does not appear"),
         ("netmend_underlay", {"run": "1"}, "missing required arguments: address, node, peers, start"),
     ],
 )  # fmt: skip
