@@ -104,6 +104,9 @@ def arguments(lab: Lab, machine: Machine) -> list[str]:
         "rw",
         "init=/usr/local/sbin/lab-init",
         "seccomp=on",
+        # As kernel-folios.patch needs it, and what it is for.
+        "transparent_hugepage=never",
+        "thp_anon=16K-256K:always",
         "con0=null,fd:1",
         "con=null",
         "net.ifnames=0",

@@ -18,8 +18,11 @@ UNPACK = """
 dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards "./usr/src/linux-source-*.tar.xz" | tar -xJ --strip-components=1
 """
 FRAGMENT = Path(__file__).parent.parent / "kernel.config"
-# Interrupts that get lost, so that a machine waits for its disk for good; a switch to drop as older kernels did.
-PATCHES = (FRAGMENT.with_name("kernel-interrupts.patch"), FRAGMENT.with_name("kernel-clashes.patch"))
+PATCHES = (
+    FRAGMENT.with_name("kernel-interrupts.patch"),  # they get lost, so that a machine waits for its disk for good
+    FRAGMENT.with_name("kernel-clashes.patch"),  # a switch to drop as older kernels did
+    FRAGMENT.with_name("kernel-folios.patch"),  # a page fault brings many pages, where each cost 44 µs
+)
 
 
 def build(steps: Steps, out: Path) -> None:
