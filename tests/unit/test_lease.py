@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +14,10 @@ from ansible.module_utils.netmend import kube, lease
 from ansible.module_utils.netmend.kube import ApiError
 from ansible.module_utils.netmend.lease import Claim, LeaseHeld
 
-from tests.unit.loaded import loaded
+from tests.unit.loaded import ROOT, loaded
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=timezone.utc)
-PLUGIN = Path(__file__).parents[2] / "plugins/action/netmend_lease.py"
+PLUGIN = "plugins/action/netmend_lease.py"
 MINE, OTHER = "me@here/10", "you@there/20"
 CLAIM = Claim(MINE, 600)
 
@@ -146,7 +145,7 @@ def test_only_a_run_whose_process_was_here_and_is_gone_is_dead(plugin, monkeypat
         asked.append(dict(self._task.args))
         return {"failed": True, "holder": holder}
 
-    monkeypatch.setattr(plugin.Normal, "run", run)
+    monkeypatch.setattr(plugin.Bare, "run", run)
     action = object.__new__(plugin.ActionModule)
     action._task = SimpleNamespace(args={})
     action.run()
@@ -157,8 +156,8 @@ def test_only_a_run_whose_process_was_here_and_is_gone_is_dead(plugin, monkeypat
 def test_a_container_of_the_same_name_is_another_place(plugin):
     if os.geteuid() != 0:
         pytest.skip("process namespaces need root")
-    code = f"import runpy; print(runpy.run_path({str(PLUGIN)!r})['place']())"
+    code = f"from tests.unit.loaded import loaded; print(loaded({PLUGIN!r}).place())"
     inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
-    said = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.strip()
+    said = subprocess.run(inside, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert said.rpartition("/")[0] == plugin.place().rpartition("/")[0]
     assert said != plugin.place()
