@@ -209,13 +209,13 @@ def _verdict(now: Judgement, before: Optional[Judgement], changes: List[Change])
     if not now["healthy"]:
         return f"Findings left: {_left(now)}. {passed}."
     if before and not before["healthy"] and changes:
-        gone = ", ".join(finding["fault"] for finding in before["findings"])
+        gone = ", ".join(dict.fromkeys(finding["fault"] for finding in before["findings"]))
         return f"Mended: {gone}. {passed}, {before['score']:g} % before."
     return f"Healthy. {passed}."
 
 
 def _left(now: Judgement) -> str:
-    named = ", ".join(finding["fault"] for finding in now["findings"])
+    named = ", ".join(dict.fromkeys(finding["fault"] for finding in now["findings"]))
     all_passed = now["matrix"]["ok"] == now["matrix"]["total"]
     return named or ("none, but the checklist is not met" if all_passed else "none named, but not every probe passed")
 
