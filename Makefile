@@ -19,13 +19,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 TABLE := reports/faults.json
 ODD_LABS := single ipvs nftables
-FAULT_LABS := default ha calico calico-bird edge $(ODD_LABS)
+FAULT_LABS := default ha calico calico-bird swap swap-ha edge $(ODD_LABS)
 DISTURB := --disturb
 FAULTS_default := --thorough $(DISTURB)
 FAULTS_ha := -k "(without or etcd or servers) and not two_faults"
 FAULTS_calico-bird := $(FAULTS_default) -k "test_faults and not two_faults"
 FAULTS_calico := $(FAULTS_calico-bird)
 FAULTS_edge := $(FAULTS_calico-bird)
+FAULTS_swap := $(FAULTS_calico-bird)
+FAULTS_swap-ha := --thorough $(DISTURB) -k servers
 $(foreach lab,$(ODD_LABS),$(eval FAULTS_$(lab) := -k without_faults))
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120

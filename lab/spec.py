@@ -102,11 +102,14 @@ class Lab:
 
     @property
     def kind(self) -> str:
-        """What faults.yml means by lab: default, edge, calico (Felix makes the routes) or calico-bird (BGP does)."""
+        """What faults.yml means by lab: default, edge, calico (Felix makes the routes), calico-bird (BGP does), or
+        swapped (it begins with Flannel, and has Calico's images for a swap)."""
         if self.ingress:
             return "edge"
-        if self.calico is None or not self.calico["applied"]:
+        if self.calico is None:
             return "default"
+        if not self.calico["applied"]:
+            return "swapped"
         return "calico-bird" if self.calico["backend"] == "bird" else "calico"
 
     @property

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.netmend.apply import apply, differences, named, remove
+from ansible.module_utils.netmend.apply import apply, differences, named, put, remove
 from ansible.module_utils.netmend.kube import RESTART, Api, ApiError, k3s_credentials
 
 DOCUMENTATION = r"""
@@ -23,9 +23,12 @@ options:
     elements: dict
     required: true
   state:
-    description: V(absent) removes them in the opposite order, with what they own.
+    description:
+      - V(absent) removes them in the opposite order, with what they own.
+      - V(patched) gives objects that are there the fields that are given, one after the other, and fails for one that
+        is not there. What V(present) gave an object and does not give it again goes; what V(patched) gives it stays.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, patched]
     default: present
   wait:
     description:
@@ -53,6 +56,17 @@ EXAMPLES = r"""
         metadata: {name: keybuzz}
   delegate_to: "{{ groups['k3s_servers'] | first }}"
   run_once: true
+
+- name: Give pods no more addresses of a pool
+  netmend_apply:
+    state: patched
+    objects:
+      - apiVersion: crd.projectcalico.org/v1
+        kind: IPPool
+        metadata: {name: default-ipv4-ippool}
+        spec: {disabled: true}
+  delegate_to: "{{ groups['k3s_servers'] | first }}"
+  run_once: true
 """
 
 RETURN = r"""
@@ -68,7 +82,7 @@ objects:
 def contract():
     options = {
         "objects": {"type": "list", "elements": "dict", "required": True},
-        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "absent", "patched"], "default": "present"},
         "wait": {"type": "int", "default": 0},
     }
     return {"argument_spec": options, "supports_check_mode": True}
@@ -82,6 +96,8 @@ def main():
         api = Api(k3s_credentials(), timeout=60, patience=RESTART)
         if module.params["state"] == "present":
             changes = apply(api, objects, module.check_mode)
+        elif module.params["state"] == "patched":
+            changes = put(api, objects, module.check_mode)
         else:
             changes = remove(api, objects, module.check_mode, module.params["wait"])
     except ApiError as error:
@@ -101,7 +117,7 @@ def refuse_wrong(module, objects):
             module.fail_json(msg=f"objects[{index}], a {item['kind']}, has no metadata.name.")
     names = [named(item) for item in objects]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice and module.params["state"] != "patched":
         module.fail_json(msg=f"objects has {', '.join(twice)} more than once.")
 
 

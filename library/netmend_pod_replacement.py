@@ -18,7 +18,7 @@ module: netmend_pod_replacement
 short_description: Replace the pods that have addresses of another network, without losing a request
 description:
   - A pod keeps its address until it is replaced. After the cluster's CNI was changed, this replaces every running pod
-    that is not on its host's network and whose address is in none of O(cidrs).
+    that is not on its host's network and whose address is in none of O(cidrs), or which O(uids) names.
   - C(surge), for pods of Deployments. The pod is taken out of its ReplicaSet, which makes another at once; when
     that one is Ready and in the EndpointSlices, the pod is taken out of its Services; when no EndpointSlice has it, it
     drains, and is deleted. One replica is enough. The two run side by side for a while, as in the Deployment's own
@@ -42,10 +42,17 @@ description:
 author: netmend maintainers
 options:
   cidrs:
-    description: Networks where the addresses of pods are to be. The new pool, or on the way back the nodes' podCIDRs.
+    description:
+      - Networks where the addresses of pods are to be. The new pool, or on the way back the nodes' podCIDRs.
+      - This, or O(uids), is needed.
     type: list
     elements: str
-    required: true
+    default: []
+  uids:
+    description: Pods that are to be replaced whatever address they have, by their C(metadata.uid), as names come again.
+    type: list
+    elements: str
+    default: []
   exclude_namespaces:
     description: Namespaces whose pods are left as they are.
     type: list
@@ -149,7 +156,8 @@ left:
 
 def contract() -> dict[str, Any]:
     options = {
-        "cidrs": {"type": "list", "elements": "str", "required": True},
+        "cidrs": {"type": "list", "elements": "str", "default": []},
+        "uids": {"type": "list", "elements": "str", "default": []},
         "exclude_namespaces": {"type": "list", "elements": "str", "default": []},
         "singles": {"type": "str", "choices": ["report", "recreate"], "default": "report"},
         "drain_seconds": {"type": "int", "default": 60},
@@ -201,10 +209,11 @@ def _wish(given: dict[str, Any]) -> Wish:
         cidrs = networks(given["cidrs"])
     except ValueError as error:
         raise ValueError(f"cidrs: {error}") from error
-    if not cidrs:
-        raise ValueError("cidrs is empty: name the networks where the addresses of pods are to be")
+    uids = frozenset(given["uids"])
+    if not cidrs and not uids:
+        raise ValueError("cidrs and uids are empty: name the networks where the addresses of pods are to be, or pods")
     excluded = frozenset(given["exclude_namespaces"])
-    return Wish(cidrs, excluded, given["singles"] == "recreate", at_least(1)(given["parallel"], "parallel"))
+    return Wish(cidrs, uids, excluded, given["singles"] == "recreate", at_least(1)(given["parallel"], "parallel"))
 
 
 def _limits(given: dict[str, Any]) -> Limits:

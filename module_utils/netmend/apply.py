@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from .kube import MERGE_PATCH, Api, ApiError
+from .kube import MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError
 
 MANAGER = "netmend"
 OWN = {"app.kubernetes.io/managed-by": MANAGER}  # labels of what is made here for good
@@ -23,6 +23,7 @@ WITH_PODS = ("DaemonSet ", "Deployment ")  # as named() begins
 DEFINITION = "CustomResourceDefinition"
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _NOT_FOUND = 404
+_BUILT_IN = ("v1", "apps/v1")  # as far as put() is asked for
 # What the API server keeps itself.
 _KEPT = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
 
@@ -103,6 +104,32 @@ def remove(api: Api, objects: Sequence[Object], dry_run: bool = False, wait: flo
     return changes
 
 
+def put(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Change]:
+    """Sees to it that objects that are there have the fields that are given, one after the other, and returns what was,
+    or would be, changed. Nothing else of them changes, whoever owns it. ApiError for one that is not there."""
+    resources = Resources(api)
+    changes: List[Change] = []
+    for item in objects:
+        path = resources.path(item)
+        live = api.item(path) if path else None
+        if not path or not live:
+            raise ApiError(f"{api.server} has no {named(item)}, which is to be changed")
+        # Lists are merged by their keys where the API knows them, which it does not of kinds that were defined in it.
+        kind = STRATEGIC_PATCH if item["apiVersion"] in _BUILT_IN else MERGE_PATCH
+
+        def send(more: str, path: str = path, item: Object = item, kind: str = kind) -> Object:
+            status, body = api.send("PATCH", f"{path}?fieldManager={MANAGER}{more}", item, content_type=kind)
+            found: Object = json.loads(_good(status, body, named(item)))
+            return found
+
+        after = send("&dryRun=All")
+        if _plain(live) != _plain(after):
+            changes.append(Change(named(item), live, after))
+            if not dry_run:
+                send("")
+    return changes
+
+
 def patch(api: Api, item: Object, content: Object) -> None:
     """Sends a merge patch (RFC 7386) for an object that is there; an empty one is not sent. ApiError."""
     if content:
@@ -150,7 +177,9 @@ def _stages(objects: Iterable[Object]) -> Iterable[List[Object]]:
     kinds: List[Callable[[str], bool]] = [
         lambda kind: kind == DEFINITION,
         lambda kind: kind == "Namespace",
-        lambda kind: kind not in (DEFINITION, "Namespace"),
+        lambda kind: kind not in (DEFINITION, "Namespace", "Node"),
+        # Removed first: controllers make what is on it anew as long as it is there.
+        lambda kind: kind == "Node",
     ]
     objects = list(objects)
     return [[item for item in objects if belongs(item["kind"])] for belongs in kinds]

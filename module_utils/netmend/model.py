@@ -597,6 +597,7 @@ class Remedy(TypedDict, total=False):
     role: str  # the role that mends it; "" = nothing here mends it by itself
     nodes: List[str]  # where it is to run
     vars: Dict[str, Any]  # further variables of the role
+    pods: Dict[str, str]  # uid -> "namespace/name" of pods that are to be made anew once the role is done
     command: str  # what a person would type, for remedies without a role
     text: str  # one sentence
 
@@ -628,6 +629,7 @@ class Run(_Measured, total=False):
     underlay: Underlay  # absent where it was not measured
     balancers: List[Balancer]
     balancer_sources: List[str]  # addresses or CIDRs from which balancers reach the nodes: ufw_balancers
+    gone_nodes: List[str]  # whose machines are gone for good, by the operators' word
     k3s_disable: List[str]  # which of K3s's own components may give way to who else wants their ports
     controllers: Dict[str, List[ControllerSaid]]  # node -> what the ingress controllers there say themselves
 

@@ -1,4 +1,4 @@
-"""Which pods have to be replaced for all to have addresses in given networks, and what is due for each of them now.
+"""Which pods have to be replaced for all to have addresses in given networks, or by name, and what is due for each now.
 
 No request may be lost, so a pod leaves its Services before it ends, and its replacement is there before it leaves, or
 else others of its controller serve meanwhile. Labels decide on both: without those that selectors ask for, the
@@ -51,7 +51,8 @@ ORDER = (UNDER_WAY, SURGE, RELEASE, EVICT, LEFT)
 
 
 class Wish(NamedTuple):
-    networks: Tuple[Network, ...]  # where addresses are to be
+    networks: Tuple[Network, ...]  # where addresses are to be; none: wherever
+    uids: FrozenSet[str] = frozenset()  # pods that are to be replaced in any case
     excluded: FrozenSet[str] = frozenset()  # namespaces whose pods are left
     recreate: bool = False  # whether pods go, too, that no other one stands in for
     parallel: int = 5  # replacements that start at once
@@ -181,7 +182,7 @@ class _Pod(NamedTuple):
     facts: Pod
     owner: str  # as in Replacement; of a released pod the one that it had
     released: bool
-    outside: bool  # has an address where none is to be
+    outside: bool  # has an address where none is to be, or is named
 
     @property
     def name(self) -> str:
@@ -202,8 +203,8 @@ class _View:
     def __init__(self, state: State, wish: Wish) -> None:
         self.wish = wish
         self.nodes = {item["metadata"]["name"]: parse.node(item) for item in state["nodes"]}
-        self.pods = [_pod(item, wish.networks) for item in state["pods"] if _runs(item) and not _ends(item)]
-        self._ending = [_pod(item, wish.networks) for item in state["pods"] if _runs(item) and _ends(item)]
+        self.pods = [_pod(item, wish) for item in state["pods"] if _runs(item) and not _ends(item)]
+        self._ending = [_pod(item, wish) for item in state["pods"] if _runs(item) and _ends(item)]
         self.by_uid = {pod.facts["uid"]: pod for pod in self.pods}
         self.owned: Dict[str, List[_Pod]] = defaultdict(list)
         for pod in self.pods:
@@ -407,11 +408,11 @@ class _View:
         return not pod.facts["node"] or bool(node and node["ready"])
 
 
-def _pod(item: Object, wanted: Tuple[Network, ...]) -> _Pod:
+def _pod(item: Object, wish: Wish) -> _Pod:
     facts, taken = parse.pod(item), _taken(item)
     owner = taken["owner"] if taken else parse.controller(item["metadata"])
     owner = f"{facts['namespace']}/{owner}" if owner else ""
-    return _Pod(item, facts, owner, bool(taken), _outside(item, wanted))
+    return _Pod(item, facts, owner, bool(taken), facts["uid"] in wish.uids or _outside(item, wish.networks))
 
 
 def _taken(item: Object) -> Optional[Dict[str, Any]]:

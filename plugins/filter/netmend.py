@@ -42,6 +42,7 @@ from ansible.module_utils.netmend.kube import with_config  # noqa: E402  as abov
 from ansible.module_utils.netmend.model import CONTROLLER  # noqa: E402  as above
 from ansible.module_utils.netmend.report import text  # noqa: E402  as above
 from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402  as above
+from ansible.module_utils.netmend.swap.drop_in import drop_in  # noqa: E402  as above
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402  as above
 from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402  as above
 
@@ -54,7 +55,11 @@ RESULTS = {
     "k3s_disable_result": "k3s_disable",
     "k3s_restart_result": "k3s_restart",
     "bridge_hairpin_result": "bridge_hairpin",
-    "netmend_cleaned": "cni_leftovers",
+    "cni_leftovers_result": "cni_leftovers",
+    "calico_settings_made": "calico_settings",
+    "calico_settings_patched": "calico_settings",
+    "calico_settings_removed": "calico_settings",
+    "path_mtu_result": "path_mtu",
 }
 # What one server does for all nodes.
 OF_SERVER = {"netmend_pods": "pod_replacement"}
@@ -185,15 +190,24 @@ def netmend_underlay_plan(names: Names, hostvars: Any, forks: int) -> str:
     return json.dumps(by_host)
 
 
-def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = False) -> str:
+def netmend_diagnose(
+    names: Names, hostvars: Any, remove_foreign_rules: bool = False, gone_nodes: Iterable[str] = ()
+) -> str:
     """Hosts, with their observations -> report.Judgement, as JSON."""
     kept = _kept(names, hostvars)
     facts = {**kept["netmend_facts"], "nodes": _nodes(kept)}
+    if isinstance(gone_nodes, str) or not all(isinstance(name, str) for name in gone_nodes):
+        raise AnsibleFilterError(f"netmend_gone_nodes must be a list of names of nodes, and is {gone_nodes!r}")
     results = {result["node"]: result for result in _results(kept, PROBED)}
     said = _plain(kept["netmend_edge"])
     probes = [probe for of_node in json.loads(kept["netmend_probes"]).values() for probe in of_node]
     underlay = _underlay(kept, [node["name"] for node in facts["cluster"]["nodes"]])
-    declared = {"balancers": said["balancers"], "balancer_sources": said["sources"], "k3s_disable": said["k3s_disable"]}
+    declared = {
+        "balancers": said["balancers"],
+        "balancer_sources": said["sources"],
+        "k3s_disable": said["k3s_disable"],
+        "gone_nodes": list(gone_nodes),
+    }
     measured = {"controllers": dict(_controllers(kept)), **({"underlay": underlay} if underlay else {})}
     run = {**facts, **declared, **measured, "probes": probes, "results": results}
     findings = diagnose(run)
@@ -215,7 +229,7 @@ def netmend_diagnose(names: Names, hostvars: Any, remove_foreign_rules: bool = F
 def netmend_outcome(now: str) -> dict[str, Any]:
     """What of a judgement decides on a repair."""
     judgement = json.loads(now)
-    return {name: judgement[name] for name in ("healthy", "remedies")}
+    return {name: judgement[name] for name in ("healthy", "remedies", "pods")}
 
 
 def netmend_ingress_nginx(
@@ -373,6 +387,24 @@ def netmend_swap_plan(names: Names, hostvars: Any, wanted: Mapping[str, Any], to
     }
 
 
+def netmend_leftovers(names: Names, hostvars: Any) -> dict[str, dict[str, Any]]:
+    """Hosts, measured -> what role cni_leftovers is to take away, by the nodes where a finding asks for it."""
+    kept = _kept(names, hostvars)
+    nodes, cluster = _nodes(kept), kept["netmend_facts"]["cluster"]
+    standing = state.read(nodes, cluster)["nodes"]
+    found = {}
+    for node, roles in json.loads(kept["netmend_now"])["remedies"].items():
+        asked = roles.get("cni_leftovers")
+        if asked and node in standing:
+            leftovers, of = standing[node]["leftovers"], asked.get("cni_leftovers_of", [])
+            aside = [order.set_aside(path) for path in asked.get("cni_leftovers_files", [])]
+            found[node] = {
+                "commands": [*aside, *order.leftovers(leftovers, of)],
+                "annotations": leftovers["annotations"] if "flannel" in of else [],
+            }
+    return found
+
+
 def netmend_swap_cause(names: Names, hostvars: Any, consent: str) -> str:
     """Hosts, measured, and netmend_swap -> why Flannel is to be swapped for Calico now; "" where it is not."""
     kept = _kept(names, hostvars)
@@ -387,7 +419,7 @@ def _measured(kept: Kept) -> tuple[Any, Any, Any]:
 
 
 def _drop_ins(nodes: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    return {name: dict(zip(("path", "content"), order.drop_in(node))) for name, node in nodes.items()}
+    return {name: dict(zip(("path", "content"), drop_in(node))) for name, node in nodes.items()}
 
 
 def netmend_restore(names: Names, hostvars: Any, path: str, server: str = "") -> dict[str, Any]:
@@ -593,6 +625,7 @@ class FilterModule:
             "netmend_k3s_disable_left": netmend_k3s_disable_left,
             "netmend_k3s_disable_plan": netmend_k3s_disable_plan,
             "netmend_ingress_nginx": netmend_ingress_nginx,
+            "netmend_leftovers": netmend_leftovers,
             "netmend_mark": netmend_mark,
             "netmend_measured_text": lambda now: text.measured(json.loads(now)),
             "netmend_outcome": netmend_outcome,

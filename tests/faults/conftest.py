@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from lab import spec
+from lab.playbooks import Playbooks
+from lab.spec import Lab
+from tests.swap import runs
 
 from . import table
 
@@ -42,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def takes_long(item: pytest.Function, rare: set[str]) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return "pair" in parameters or parameters.get("fault") in rare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _swapped(lab: Lab, playbooks: Playbooks) -> None:
+    if lab.kind == "swapped":
+        run = runs.swap(playbooks)
+        assert run.code == 0, run.output
 
 
 @pytest.fixture(scope="session")

@@ -20,22 +20,22 @@ from .pairs import Pair
 
 # The fixture `lab` says where there is none.
 LAB = machines.recall(os.environ["NETMEND_LAB"]) if "NETMEND_LAB" in os.environ else None
+KIND = LAB.kind if LAB else "default"
 
 
 def fits(fault: dict[str, Any]) -> bool:
     """Whether the lab that the tests run in has what the fault needs."""
-    kind, servers = (LAB.kind, len(LAB.servers)) if LAB else ("default", 1)
-    return kind in fault.get("labs", ["default"]) and fault.get("servers", 1) <= servers
+    return KIND in fault.get("labs", ["default"]) and fault.get("servers", 1) <= (len(LAB.servers) if LAB else 1)
 
 
 def label(name: str) -> str:
     """What the table calls a fault that is put in here."""
-    return f"{name} ({LAB.kind})" if LAB and len(FAULTS[name].get("labs", [])) > 1 else name
+    return f"{name} ({KIND})" if LAB and len(FAULTS[name].get("labs", [])) > 1 else name
 
 
 def shape(lab: Lab) -> str:
     """What is to be known of a lab that has no fault."""
-    return ", ".join([lab.kind, f"{len(lab.servers)}+{len(lab.agents)}", *oddities(lab)])
+    return ", ".join([KIND, f"{len(lab.servers)}+{len(lab.agents)}", *oddities(lab)])
 
 
 def oddities(lab: Lab) -> list[str]:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from ansible.module_utils.netmend import apply as applying
-from ansible.module_utils.netmend.apply import Change, apply, named, remove
+from ansible.module_utils.netmend.apply import Change, apply, named, put, remove
 from ansible.module_utils.netmend.kube import Api, ApiError
 
 CORE = {"Namespace": ("namespaces", False), "ConfigMap": ("configmaps", True)}
@@ -251,3 +251,66 @@ def test_a_diff_leaves_out_what_the_server_keeps():
     shown = applying.text({**NAMESPACE, "status": {}, "metadata": {"name": "calico", "resourceVersion": "7"}})
     assert json.loads(shown) == NAMESPACE
     assert applying.text(None) == ""
+
+
+# --- fields of what is there ---
+
+
+class Patched(Server):
+    """Merges as the API does, by either kind of patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[str, bool]] = []
+        apply(self, ALL)
+
+    def send(self, method: str, path: str, content=None, content_type: str = "") -> tuple[int, str]:
+        if method == "PATCH" and "apply-patch" not in content_type:
+            self.sent.append((content_type.partition("/")[2].partition("+")[0], "dryRun" in path))
+            content_type = "application/apply-patch+yaml"
+        return super().send(method, path, content, content_type)
+
+
+WIDER = {**CONFIG, "data": {"mtu": "1450"}}
+DISABLED = {**POOL, "spec": {"disabled": True}}
+
+
+def test_fields_are_given_to_what_is_there_and_nothing_else_changes():
+    server = Patched()
+    changes = put(server, [WIDER, DISABLED])
+    assert [change.what for change in changes] == ["ConfigMap calico/config", "IPPool pool"]
+    assert server.stored["/apis/crd.projectcalico.org/v1/ippools/pool"]["spec"] == {**POOL["spec"], "disabled": True}
+    # Kinds that were defined in the API have no lists that it could merge by their keys.
+    assert server.sent == [
+        ("strategic-merge-patch", True),
+        ("strategic-merge-patch", False),
+        ("merge-patch", True),
+        ("merge-patch", False),
+    ]
+    server.sent.clear()
+    assert put(server, [WIDER, DISABLED]) == []
+    assert [kind for kind, dry in server.sent if not dry] == []
+
+
+def test_a_dry_run_of_fields_writes_nothing():
+    server = Patched()
+    (change,) = put(server, [WIDER], dry_run=True)
+    assert (change.before["data"], change.after["data"]) == ({"mtu": "1430"}, {"mtu": "1450"})
+    assert server.stored["/api/v1/namespaces/calico/configmaps/config"]["data"] == {"mtu": "1430"}
+
+
+def test_what_is_not_there_gets_no_fields():
+    server = Patched()
+    with pytest.raises(ApiError, match=r"has no ConfigMap calico/other, which is to be changed"):
+        put(server, [{**CONFIG, "metadata": {"name": "other", "namespace": "calico"}}])
+
+
+def test_a_node_goes_before_what_waits_for_it(monkeypatch):
+    gone = []
+    monkeypatch.setattr(applying, "_delete", lambda api, path, what, wait: gone.append(what))
+    server = Server()
+    nodes = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}
+    server.kinds = lambda root: {"Node": ("nodes", False), **CORE}
+    server.stored = {"/api/v1/nodes/n": nodes, "/api/v1/namespaces/calico/configmaps/config": CONFIG}
+    remove(server, [CONFIG, nodes])
+    assert gone == ["Node n", "ConfigMap calico/config"]

@@ -144,6 +144,13 @@ def test_a_diagnosis_says_which_overlays_can_work(
     assert "underlay" not in runs[-1]
 
 
+@pytest.mark.parametrize("named", ["k3s-worker-99", [1]])
+def test_nodes_that_are_gone_are_a_list_of_names(facts: dict[str, Any], named: Any) -> None:
+    stored = {"netmend_facts": facts, "netmend_probes": "{}", "netmend_edge": filters.netmend_edge([])}
+    with pytest.raises(filters.AnsibleFilterError, match="netmend_gone_nodes must be a list of names of nodes"):
+        filters.netmend_diagnose(*hostvars(host("a"), **stored), False, named)
+
+
 def test_what_is_declared_of_the_edge_has_its_defaults() -> None:
     service = {"listen_port": 80, "destination_port": 31695, "health": {"port": 31695}}
     said = filters.netmend_edge([{"name": "lb1", "address": "203.0.113.10", "services": [service]}], ["10.0.0.5"])

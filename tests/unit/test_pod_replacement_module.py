@@ -66,6 +66,17 @@ def test_pods_are_replaced_and_then_there_is_nothing_to_do(replace: Run, cluster
     assert (again["changed"], again["replaced"], server.asked) == (False, [], [])
 
 
+def test_pods_that_are_named_are_replaced_once_wherever_they_are(replace: Run, cluster: Cluster) -> None:
+    pods = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in cluster.state()["pods"]}
+    first, *others = sorted(pods)
+    asked = {"cidrs": [], "uids": [pods[first], "of-one-that-is-gone"]}
+    assert replace(**asked, _ansible_check_mode=True)["diff"]["before"].startswith(f"default/{first} on ")
+    result = replace(**asked)
+    assert [each["pod"] for each in result["replaced"]] == [f"default/{first}"]
+    assert set(others) < {pod["metadata"]["name"] for pod in cluster.state()["pods"]}
+    assert (replace(**asked)["changed"], cluster.lost) == (False, [])
+
+
 class Clock:
     """Stands still but while somebody sleeps."""
 
@@ -219,7 +230,7 @@ def test_a_budget_is_waited_for(replace: Run, server: Server) -> None:
     ("arguments", "said"),
     [
         ({"cidrs": ["10.42.128.0/16"]}, "cidrs: 10.42.128.0/16 has host bits set"),
-        ({"cidrs": []}, "cidrs is empty"),
+        ({"cidrs": []}, "cidrs and uids are empty"),
         ({"drain_seconds": -1}, "drain_seconds is -1, and has to be 0 at least"),
         ({"parallel": 0}, "parallel is 0, and has to be 1 at least"),
         ({"timeout": 0}, "timeout is 0, and has to be 1 at least"),

@@ -55,7 +55,7 @@ def _merged(found: Iterable[Tuple[Fault, Suspicion]]) -> List[Finding]:
     """One finding for one fault with one remedy, wherever it is."""
     groups: Dict[Tuple[str, str], List[Tuple[Fault, Suspicion]]] = {}
     for fault, suspicion in found:
-        remedy = {key: value for key, value in suspicion.remedy.items() if key != "nodes"}
+        remedy = {key: value for key, value in suspicion.remedy.items() if key not in ("nodes", "pods")}
         groups.setdefault((fault.name, json.dumps(remedy, sort_keys=True)), []).append((fault, suspicion))
     return [
         _finding(group[0][0], sorted((suspicion for _, suspicion in group), key=lambda each: each.where))
@@ -66,6 +66,8 @@ def _merged(found: Iterable[Tuple[Fault, Suspicion]]) -> List[Finding]:
 def _finding(fault: Fault, suspicions: List[Suspicion]) -> Finding:
     remedy: Remedy = {**suspicions[0].remedy}
     remedy["nodes"] = _unique(node for each in suspicions for node in each.remedy.get("nodes", []))
+    if pods := {uid: name for each in suspicions for uid, name in each.remedy.get("pods", {}).items()}:
+        remedy["pods"] = pods
     explains: FrozenSet[str] = frozenset().union(*(each.explains for each in suspicions))
     return Finding(
         fault=fault.name,

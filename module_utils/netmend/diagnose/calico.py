@@ -14,13 +14,17 @@ from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, T
 
 from ..model import Pod, Probe, Remedy
 from ..parse.k3s import CNI_CONF_DIR
+from . import calico_mends as mends
 from .calico_view import BGP_PORT, BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
 from .case import Case, contains, ids, is_private
-from .overlay import crossings, end_is_right, measured
-from .path import Passage, Paths
+from .overlay import end_is_right, measured
+from .path import Passage, Paths, crossings
 from .registry import CNI, FABRIC, FIREWALL, NODE, Suspicion, fault
 from .stops import Stop, describe, opening
 
+INTERNAL_IP = "kubernetes-internal-ip"
+# Plugins of those that K3s or a distribution leaves behind. Another one first in order may be meant so: Multus is.
+PLAIN_PLUGINS = frozenset(["bridge", "flannel", "ptp", "loopback", "portmap", "bandwidth", "firewall", "tuning"])
 NOT_IPIP = "IPIP being dropped: packets to these pods get into no tunnel, as no route of Calico's leads them there."
 
 
@@ -32,7 +36,8 @@ def calico_stale_node(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """A node of the cluster that is not in the inventory and answers nobody; Calico's peers go on looking for it.
 
     calico-node is not Ready by it only while it starts, or where no other peer is left (node/pkg/health of
-    projectcalico/calico: after 30 s one established session is enough).
+    projectcalico/calico: after 30 s one established session is enough). A machine that was ever up said its kubelet's
+    version, and it may come back; where none was said, there is nobody to come.
     """
     for name, member in case.members.items():
         address = case.calico_address(name)
@@ -49,12 +54,7 @@ def calico_stale_node(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 f"Ready ({member['reason']}), and {case.tally(asked)} probes that need it came out as expected"
                 + (f"; {', '.join(dialled)} get no answer to BGP from there." if dialled else ".")
             ],
-            remedy=Remedy(
-                role="",
-                nodes=[],
-                command=f"kubectl delete node {name}",
-                text="Delete the node, if its machine is gone for good; Calico then gives up its address and blocks.",
-            ),
+            remedy=_without(case, name),
             confidence=0.75,
             explains=ids(probe for probe in asked if not case.met(probe)),
             ruled_out=[
@@ -71,7 +71,7 @@ def calico_wrong_address(case: Case, paths: Paths) -> Iterator[Suspicion]:
     An address of another private network that all nodes agree on, and that works, may be meant so.
     Source: https://docs.tigera.io/calico/latest/networking/ipam/ip-autodetection
     """
-    view = view_of(case)
+    view, found = view_of(case), []
     lost, by_public = view.lost(paths), _nodes(lost_in_public(case, paths))
     for node in case.members:
         address, internal = case.calico_address(node), case.internal_ip(node)
@@ -84,18 +84,21 @@ def calico_wrong_address(case: Case, paths: Paths) -> Iterator[Suspicion]:
         kind = "a public address" if is_public else "an address"
         of_node = "" if view.has_address(node, address) else " that no interface of it has"
         right = [other for other in case.members if case.calico_address(other) == case.internal_ip(other)]
-        yield Suspicion(
+        suspicion = Suspicion(
             where=node,
             evidence=[
                 f"{node}: Calico has {address}, {kind}{of_node}, and Kubernetes has the InternalIP {internal}. "
                 f"{len(right)} of {len(case.members)} nodes have the same for both. "
                 f"IP_AUTODETECTION_METHOD is {view.node.get('autodetection', 'not known')}."
             ],
-            remedy=_autodetection(case),
+            remedy={},
             confidence=0.9 if explains and is_public else 0.8 if is_public else 0.6,
             explains=explains,
             ruled_out=["The fabric and BGP: they are asked to carry what goes to another address."] if explains else [],
         )
+        found.append(suspicion)
+    remedy = _autodetection(case, [suspicion.where for suspicion in found])
+    yield from (suspicion._replace(remedy=remedy) for suspicion in found)
 
 
 @fault("ipip-dropped-in-public", 7, "IPIP runs over public addresses, where it gets lost", FABRIC)
@@ -104,7 +107,8 @@ def ipip_dropped_in_public(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
     Source: the protocols of a rule in Hetzner Cloud's API, https://docs.hetzner.cloud (Firewalls).
     """
-    for (here, there), probes in lost_in_public(case, paths).items():
+    lost = lost_in_public(case, paths)
+    for (here, there), probes in lost.items():
         received = case.interface(there, "tunl0")
         yield Suspicion(
             where=f"{here}>{there}",
@@ -113,7 +117,7 @@ def ipip_dropped_in_public(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 f"which are public. {case.tally(probes)} probes to pods passed, all others timed out. tunl0 of {there} "
                 f"has received {received['rx_packets'] if received else 'unknown'} packets since it came up."
             ],
-            remedy=_autodetection(case),
+            remedy=_autodetection(case, sorted(_nodes(lost))),
             confidence=0.8,
             explains=ids(view_of(case).lost(paths).get(pair_of(here, there), [])),
             ruled_out=[
@@ -204,11 +208,10 @@ def no_cluster_routes(case: Case, paths: Paths) -> Iterator[Suspicion]:
             yield Suspicion(
                 where=here,
                 evidence=[f"{view.routes(here, paths)} {view.switches()} {view.readiness()}".strip()],
-                remedy=Remedy(
-                    role="",
-                    nodes=[],
-                    command=_patch("felixconfigurations", "default", '{"spec":{"programClusterRoutes":"Enabled"}}'),
-                    text="Let Felix make the routes, which needs no BGP; BIRD's own switch stays off.",
+                remedy=mends.remedy(
+                    case,
+                    "Let Felix make the routes, which needs no BGP; BIRD's own switch stays off.",
+                    patches=[mends.custom("FelixConfiguration", "default", programClusterRoutes="Enabled")],
                 ),
                 confidence=0.9,
                 explains=ids(view.lost(paths)[pair_of(here, there)]),
@@ -221,16 +224,17 @@ def cluster_routes_twice(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """If both are on, they fight over the routes; nothing need fail at the moment (sources as above)."""
     view = view_of(case)
     both = sorted(pool["name"] for pool in view.pools if view.makers_of(pool) == BOTH)
+    # Before 3.32 BIRD has no switch.
+    kind = "BGPConfiguration" if view.bird_has_a_switch else "FelixConfiguration"
     if both:
         yield Suspicion(
             where="the cluster",
             evidence=[f"Both make the routes for the pool {', '.join(both)}. {view.switches()}"],
-            remedy=Remedy(
-                role="",
-                nodes=[],
-                command=_patch("bgpconfigurations", "default", '{"spec":{"programClusterRoutes":"Disabled"}}'),
-                text="Leave the routes to Felix alone, as BIRD's part is to be removed from Calico. Before 3.32 BIRD "
-                "has no such switch: set FelixConfiguration programClusterRoutes to Disabled there.",
+            remedy=mends.remedy(
+                case,
+                "Leave the routes to Felix alone, as BIRD's part is to be removed from Calico; before 3.32, where BIRD "
+                "has no switch, to BIRD.",
+                patches=[mends.custom(kind, "default", programClusterRoutes="Disabled")],
             ),
             confidence=0.7,
         )
@@ -288,8 +292,9 @@ def flannel_leftovers(case: Case, paths: Paths) -> Iterator[Suspicion]:
                         "the two nodes and their pods came out as expected."
                     ],
                     remedy=Remedy(
-                        role="",
+                        role="cni_leftovers" if view.is_off_flannel(here) else "",
                         nodes=[here],
+                        vars={"cni_leftovers_of": ["flannel"]},
                         command=f"ip route del {destination} dev {device}",
                         text="Delete what Flannel left, its routes first, one node at a time.",
                     ),
@@ -324,13 +329,7 @@ def pool_outside_cluster_cidr(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 f"address of it; kube-proxy masquerades what does not come from {cidr} on {len(masquerading)} of "
                 f"{len(case.nodes)} nodes."
             ],
-            remedy=Remedy(
-                role="",
-                nodes=[],
-                command=_patch("ippools", pool["name"], '{"spec":{"disabled":true}}'),
-                text=f"Make a pool inside {cidr}, while Flannel runs outside of all podCIDRs, disable this one, and "
-                "recreate its pods.",
-            ),
+            remedy=_within(case, pool, pods),
             confidence=0.95 if pods and masquerading else 0.7,
         )
 
@@ -376,7 +375,8 @@ def two_ipams_overlap(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[],
-                command=_patch("ippools", pool["name"], '{"spec":{"disabled":true}}'),
+                command=f"kubectl patch ippool.crd.projectcalico.org {pool['name']} --type merge "
+                """-p '{"spec": {"disabled": true}}'""",
                 text="Make a pool inside cluster-cidr and outside of all podCIDRs, disable this one, and recreate "
                 "Calico's pods.",
             ),
@@ -400,21 +400,28 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
         is_meant = not cni["conf_dir"] or (first and _is_calico(cni["networks"][first]))
         if is_meant or not view.pools or not view.wants_no_flannel(node):
             continue
+        strays = view.strays(node)
         if cni["conf_dir"] != CNI_CONF_DIR:
             unit = facts["k3s"].get("unit") or "k3s"
             said = f"containerd reads {cni['conf_dir']}, as with Flannel, though flannel-backend is none"
             remedy = Remedy(
-                role="",
+                role="k3s_restart",
                 nodes=[node],
+                vars={"k3s_restart_flannel": False},
+                pods=mends.named(strays),
                 command=f"systemctl restart {unit.partition('.')[0]}",
                 text="Restart K3s there, servers before agents, then recreate the node's pods.",
             )
         elif any(map(_is_calico, cni["networks"].values())):
-            said = f"containerd reads {cni['conf_dir']}/{first} first, which is not Calico's"
+            file = f"{cni['conf_dir']}/{first}"
+            kinds = {plugin.get("type", "") for plugin in plugins_of(cni["networks"][first])}
+            said = f"containerd reads {file} first, which is not Calico's"
             remedy = Remedy(
-                role="",
+                role="cni_leftovers" if kinds <= PLAIN_PLUGINS else "",
                 nodes=[node],
-                command=f"mv {cni['conf_dir']}/{first} {cni['conf_dir']}/{first}.bak",
+                vars={"cni_leftovers_files": [file]},
+                pods=mends.named(strays) if kinds <= PLAIN_PLUGINS else {},
+                command=f"mv {file} {file}.netmend-aside",
                 text="Move that file out of the way, then recreate the node's pods.",
             )
         else:
@@ -457,19 +464,63 @@ def _silent(case: Case, here: str, there: str) -> bool:
     return dials and bool(pings) and all(case.met(ping) for ping in pings)
 
 
-def _patch(kind: str, name: str, spec: str) -> str:
-    return f"kubectl patch {kind}.crd.projectcalico.org {name} --type merge -p '{spec}'"
+def _without(case: Case, node: str) -> Remedy:
+    text = "Delete the node, if its machine is gone for good; Calico then gives up its address and blocks."
+    command = f"kubectl delete node {node}"
+    if case.members[node]["version"] and node not in case.run.get("gone_nodes", []):
+        return Remedy(role="", nodes=[], command=command, text=f"{text} It goes once netmend_gone_nodes names it.")
+    # Those that it never got would wait for it until their DaemonSet changes: a node that goes does not.
+    waiting = [pod for pod in case.pods.values() if pod["meant_for"] == node and not pod["node"]]
+    absent = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}, *map(mends.as_object, waiting)]
+    return mends.remedy(case, text, absent=absent, command=command)
 
 
-def _autodetection(case: Case) -> Remedy:
-    node = view_of(case).node
-    where = f"-n {node.get('namespace', 'kube-system')} set env daemonset/{node.get('name', 'calico-node')}"
-    return Remedy(
-        role="",
-        nodes=[],
-        command=f"kubectl {where} -c calico-node IP_AUTODETECTION_METHOD=kubernetes-internal-ip",
-        text="Let Calico take each node's InternalIP, or the address in the private network's CIDR (cidr=).",
-    )
+def _autodetection(case: Case, nodes: List[str]) -> Remedy:
+    """The InternalIPs, where what the tunnel needs was measured to pass between them. Where Calico is already told to
+    take them, it has but to look again, which it does when it starts."""
+    view = view_of(case)
+    text = "Let Calico take each node's InternalIP, or the address in the private network's CIDR (cidr=)."
+    method = view.node.get("autodetection", "")
+    patches = [mends.environment(case, IP_AUTODETECTION_METHOD=INTERNAL_IP)]
+    name, namespace = view.node.get("name", "calico-node"), view.node.get("namespace", mends.NAMESPACE)
+    typed = f"kubectl -n {namespace} set env daemonset/{name} -c calico-node IP_AUTODETECTION_METHOD={INTERNAL_IP}"
+    found = mends.remedy(case, text, patches=patches, command=typed)
+    if not _passes_between(case, nodes, "udp-4789" if any(map(view.is_vxlan, view.pools)) else "ipip"):
+        return Remedy(role="", nodes=[], command=typed, text=text)
+    if not _finds_internal_ips(case, method):
+        return found
+    agents = mends.agents(case, nodes)
+    names = " ".join(agent["metadata"]["name"] for agent in agents)
+    text = f"Let calico-node look for its address again: {method} leads to the InternalIP."
+    return mends.remedy(case, text, absent=agents, command=f"kubectl -n {namespace} delete pod {names}")
+
+
+def _finds_internal_ips(case: Case, method: str) -> bool:
+    kind, _, value = method.partition("=")
+    cidrs = [each.strip() for each in value.split(",")] if kind == "cidr" else []
+    inside = [any(contains(cidr, case.internal_ip(node)) for cidr in cidrs) for node in case.members]
+    return kind == INTERNAL_IP or all(inside)
+
+
+def _passes_between(case: Case, nodes: List[str], packets: str) -> bool:
+    """Between the InternalIPs of these nodes and all that were measured with them. What a node's own firewall drops of
+    it, Felix lets in once it knows the addresses."""
+    underlay = case.run.get("underlay")
+    pairs = underlay["pairs"].items() if underlay else []
+    found = [pair["kinds"][packets]["verdict"] for name, pair in pairs if set(name.split(">")) & set(nodes)]
+    return bool(found) and set(found) <= {"passes", "host"}
+
+
+def _within(case: Case, pool: Dict[str, Any], pods: List[Pod]) -> Remedy:
+    cidr = case.cluster["cluster_cidr"]
+    text = f"Disable this pool, with another one inside {cidr} and clear of what Flannel gives, and recreate its pods."
+    # Where Flannel gives no addresses, podCIDRs mean nothing.
+    live = [node for node in view_of(case).with_facts if view_of(case).runs_flannel(node)]
+    podcidrs = [case.members[node]["pod_cidr"] for node in live if case.members[node]["pod_cidr"]]
+    disabled = mends.custom("IPPool", pool["name"], disabled=True)
+    made = mends.another_pool(case, pool, podcidrs)
+    found = mends.remedy(case, text, patches=[disabled], objects=made or [], pods=pods)
+    return found if made is not None else Remedy(role="", nodes=[], command=found["command"], text=text)
 
 
 def _nodes(pairs: Dict[Pair, List[Probe]]) -> FrozenSet[str]:

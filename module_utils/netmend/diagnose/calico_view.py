@@ -9,8 +9,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Set, Tuple
 from ..model import Interface, Pod, Probe, Route
 from ..walk import Packet
 from .case import BLOCKED, Case, contains
-from .overlay import crossings
-from .path import Passage, Paths
+from .path import Passage, Paths, crossings
 
 BGP_PORT = 179
 # Who makes routes to other nodes' pods.
@@ -48,6 +47,11 @@ class View:
         blocks = self.blocks(node)
         return [pod for pod in self.case.pods_on(node) if any(contains(block, pod["ip"]) for block in blocks)]
 
+    def strays(self, node: str) -> List[Pod]:
+        """Those of the node that have an address of no pool."""
+        networks = [pool["cidr"] for pool in self.pools]
+        return [pod for pod in self.case.pods_on(node) if not any(contains(each, pod["ip"]) for each in networks)]
+
     def agent(self, node: str) -> Optional[Pod]:
         """The pod calico-node of a node."""
         owner = f"DaemonSet/{self.node.get('name', 'calico-node')}"
@@ -70,6 +74,12 @@ class View:
         first: Dict[str, Any] = next(iter(networks.values()), {})
         return any(plugin.get("type") == "flannel" for plugin in plugins_of(first))
 
+    def has_calico(self, node: str) -> bool:
+        """Whether pods that start there now get their addresses from Calico."""
+        networks = self.case.nodes[node]["cni"]["networks"]
+        first: Dict[str, Any] = next(iter(networks.values()), {})
+        return any(plugin.get("type") == "calico" for plugin in plugins_of(first))
+
     def wants_no_flannel(self, node: str) -> bool:
         """Whether K3s is configured for flannel-backend none; an agent does what the servers say."""
         servers = {
@@ -79,6 +89,10 @@ class View:
         }
         wanted = [servers[node]] if node in servers else list(servers.values())
         return bool(wanted) and all(backend == "none" for backend in wanted)
+
+    def is_off_flannel(self, node: str) -> bool:
+        """Whether nothing uses Flannel there, nor will after another start."""
+        return self.wants_no_flannel(node) and not self.runs_flannel(node) and not self.strays(node)
 
     # --- routes ---
 
@@ -165,7 +179,7 @@ class View:
 
         Source: felix/config/config_params.go and confd's bgp_processor.go of v3.31.7, v3.32.1 and v3.33.
         """
-        if pool.get("vxlanMode", "Never") != "Never":
+        if self.is_vxlan(pool):
             return FELIX
         found = re.match(r"v(\d+)\.(\d+)", self.node.get("version", ""))
         if not found:
@@ -176,6 +190,16 @@ class View:
         by_felix = felix in on and (ipip or version >= (3, 32))
         by_bird = bird in on and self.node["backend"] == "bird"
         return frozenset([*(["felix"] if by_felix else []), *(["bird"] if by_bird else [])])
+
+    @property
+    def bird_has_a_switch(self) -> bool:
+        """programClusterRoutes of BGPConfiguration came with 3.32."""
+        found = re.match(r"v(\d+)\.(\d+)", self.node.get("version", ""))
+        return not found or (int(found[1]), int(found[2])) >= (3, 32)
+
+    @staticmethod
+    def is_vxlan(pool: Dict[str, Any]) -> bool:
+        return bool(pool.get("vxlanMode", "Never") != "Never")
 
     def _switches(self, version: Tuple[int, int]) -> Pair:
         """programClusterRoutes of Felix, and of BIRD, which has it from 3.32 on."""

@@ -8,6 +8,8 @@ from ipaddress import ip_network
 from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 from ..model import Certificate, NodeFacts, Remedy
+from ..swap.drop_in import WANTED, drop_in, would_decide
+from .calico_view import view_of
 from .case import Case, ids
 from .path import Paths
 from .registry import CONTROL_PLANE, Suspicion, fault
@@ -37,22 +39,42 @@ CRITICAL: Dict[str, Any] = {
 
 @fault("servers-disagree", 18, "The servers' configurations differ in what they must agree on", CONTROL_PLANE)
 def servers_disagree(case: Case, paths: Paths) -> Iterator[Suspicion]:
-    """K3s compares when a server joins, and never again; an agent takes over what one of them says when it starts."""
+    """K3s compares when a server joins, and never again; an agent takes over what one of them says when it starts.
+
+    Which of them is right, the operators know; but where all nodes have Calico, one that would start Flannel is not.
+    """
     differing = disagreements(case.nodes)
+    remedy = _remedy(case, differing)
     for name, facts in case.nodes.items():
         if not differing or not is_known_server(facts):
             continue
         yield Suspicion(
             where=name,
             evidence=[f"{key}: {said}." for key, said in differing.items()],
-            remedy=Remedy(
-                role="",
-                nodes=[name],
-                text=f"Give {' and '.join(differing)} the same value in the configuration of every server, and restart "
-                "K3s: the servers first, one at a time, then the agents.",
-            ),
+            remedy=remedy,
             confidence=0.95,
         )
+
+
+def _remedy(case: Case, differing: Mapping[str, str]) -> Remedy:
+    text = (
+        f"Give {' and '.join(differing)} the same value in the configuration of every server, and restart K3s: the "
+        "servers first, one at a time, then the agents."
+    )
+    servers = {name: facts for name, facts in case.nodes.items() if is_known_server(facts)}
+    astray = [name for name, facts in servers.items() if any(setting(facts, key)[0] != WANTED[key] for key in WANTED)]
+    all_on_calico = all(
+        name in case.nodes and view_of(case).has_calico(name) and not view_of(case).strays(name)
+        for name in case.members
+    )
+    meant = all_on_calico and set(differing) <= set(WANTED) and 2 * len(astray) < len(servers)
+    if not meant or not all(would_decide(servers[name]) for name in astray):
+        return Remedy(role="", nodes=list(servers), text=text)
+    files = dict(drop_in(servers[name]) for name in astray)
+    variables = {"k3s_restart_files": files, "k3s_restart_flannel": False}
+    return Remedy(
+        role="k3s_restart", nodes=astray, vars=variables, text=f"{text} All nodes have Calico: that is meant."
+    )
 
 
 def disagreements(nodes: Mapping[str, NodeFacts]) -> Dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Dict, Iterator, List
 
 from ..model import Pod, Remedy
 from ..walk import Packet, Verdict, walk
+from .calico_view import view_of
 from .case import Case
 from .path import Block, Paths
 from .registry import CONTROL_PLANE, FIREWALL, KERNEL, Suspicion, fault
@@ -147,8 +148,10 @@ def stale_network_policy(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 *(f"{node}: {describe(case, node, stop.verdict)}. It stops {_what(stop)}." for stop in here),
             ],
             remedy=Remedy(
-                role="",
+                # Where Calico holds to the policies, nothing is let in that they keep out.
+                role="cni_leftovers" if view_of(case).is_off_flannel(node) else "",
                 nodes=[node],
+                vars={"cni_leftovers_of": ["policy"]},
                 command=REMOVE_KUBE_ROUTER.format(case.backend(node)),
                 text="Remove these chains and the jumps to them, and nothing else; the command keeps a copy before.",
             ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import FrozenSet, Iterable, Iterator, List, Optional, Set
 
-from ..model import Interface, Probe, Remedy
+from ..model import Interface, Pod, Probe, Remedy
 from ..walk import Packet
+from . import calico_mends as mends
 from .case import DROPPED, Case, ids
 from .flannel import misplaced
 from .path import Overlay, Passage, Paths
@@ -15,6 +16,7 @@ from .stops import describe, removal
 # Bytes that a tunnel puts before a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5);
 # IPv4 20 (RFC 2003, section 3.1).
 OVERHEAD = {"vxlan": 50, "ipip": 20}
+CALICO_TUNNELS = ("tunl0", "vxlan.calico")
 TCP_HEADERS = 40  # bytes of IPv4 and TCP without options
 
 
@@ -57,7 +59,7 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
     # Where the nodes' own large packets vanish, pods' would with any MTU.
     shut = [_between(probe) for probe in _sweeps(case, "host-host") if not case.met(probe)]
     for node in case.nodes:
-        for overlay in sorted({found for peer in case.peers(node) if (found := paths.overlay(node, peer))}):
+        for overlay in _overlays(case, paths, node):
             tunnel, nic = case.interface(node, overlay.device), _underlay(case, paths, node, overlay)
             if not tunnel or not nic:
                 continue
@@ -77,7 +79,9 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
                     f"{case.tally(sweeps)} sweeps of packet sizes from pods there came out as expected; the largest "
                     f"packet that passed with DF had {largest} bytes."
                 ],
-                remedy=_right_mtu(node, overlay, right, tunnel_too),
+                remedy=_calico_mtu(case, paths)
+                if overlay.device in CALICO_TUNNELS
+                else _flannel_mtu(node, overlay, right, tunnel_too),
                 confidence=0.95 if failed else 0.75,
                 explains=failed,
                 ruled_out=["A smaller hop on the way: these figures are the node's own."],
@@ -94,6 +98,10 @@ def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: 
     if verdict.blocked:
         rule = verdict.rule
         remedy = removal(rule, verdict.backend, here) if rule.number else Remedy(role="", nodes=[here])
+        if (rule.table, verdict.root.chain) == ("filter", "INPUT") and verdict.backend == case.backend(here):
+            accept = "-p icmp --icmp-type fragmentation-needed -m conntrack --ctstate RELATED -j ACCEPT"
+            typed = f"iptables-{verdict.backend} -w -I INPUT 1 {accept}"
+            remedy = Remedy(role="path_mtu", nodes=[here], command=typed)
         remedy["text"] = f"Let ICMP type 3 code 4 in, which {describe(case, here, verdict)} stops on {here}."
         return remedy
     clamp = "-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss"
@@ -106,12 +114,7 @@ def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: 
     )
 
 
-def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Remedy:
-    if overlay.kind == "ipip":
-        text = (
-            f"Set Calico's MTU to {right} (FelixConfiguration, mtu; calico-config, veth_mtu), then recreate the pods."
-        )
-        return Remedy(role="", nodes=[node], text=text)
+def _flannel_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Remedy:
     if not tunnel_too:
         text = (
             f"Recreate the pods there, whose MTU is to be {right}: Flannel's plugin takes it from "
@@ -125,6 +128,36 @@ def _right_mtu(node: str, overlay: Overlay, right: int, tunnel_too: bool) -> Rem
         text=f"Give {overlay.device} MTU {right}, restart K3s, which writes Flannel's MTU to /run/flannel/subnet.env "
         "for new pods, and recreate the pods there.",
     )
+
+
+def _calico_mtu(case: Case, paths: Paths) -> Remedy:
+    """One for all nodes, as Calico has it: the least that any of them leaves. 0 lets Felix find it, and stays."""
+    found = [
+        (nic["mtu"] - OVERHEAD[overlay.kind], case.interface(node, overlay.device))
+        for node in case.nodes
+        for overlay in _overlays(case, paths, node)
+        if (nic := _underlay(case, paths, node, overlay))
+    ]
+    right = min(least for least, _ in found)
+    tunnels = [tunnel["mtu"] for _, tunnel in found if tunnel]
+    wide = max([*mends.said_mtus(case), *tunnels]) > right
+    pods = [pod for node in case.nodes for pod in case.pods_on(node) if _host_end_mtu(case, node, pod) > right]
+    text = (
+        f"Set Calico's MTU to {right} (veth_mtu of the ConfigMap calico-config), and recreate the pods that have more."
+    )
+    return mends.remedy(case, text, patches=mends.mtu(case, right) if wide else [], pods=pods)
+
+
+def _host_end_mtu(case: Case, node: str, pod: Pod) -> int:
+    """Of the pod's veth pair, which Calico's route leads to; 0 where it is not known."""
+    route = case.route(node, pod["ip"])
+    interface = case.interface(node, route["device"]) if route else None
+    return interface["mtu"] if interface else 0
+
+
+def _overlays(case: Case, paths: Paths, node: str) -> List[Overlay]:
+    """Those that lead to the node's peers."""
+    return sorted({found for peer in case.peers(node) if (found := paths.overlay(node, peer))})
 
 
 def _underlay(case: Case, paths: Paths, node: str, overlay: Overlay) -> Optional[Interface]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .. import overlays
-from ..model import Probe, Remedy
+from ..model import Probe, Remedy, Underlay
+from . import calico_mends as mends
+from .calico_view import view_of
 from .case import DROPPED, Case, contains, ids, is_private
 from .flannel import arrive_damaged, misplaced, wrong_entries
-from .path import Block, Paths
+from .path import Block, Paths, crossings
 from .registry import FABRIC, FIREWALL, Suspicion, fault
 from .stops import Stop, by_kubernetes_backend, describe, opening, stops
 
 SWAP = "ansible-playbook -i INVENTORY playbooks/swap_cni.yml"
+CALICO_VXLAN = "vxlan-4789"  # as overlays.OVERLAYS has it
 NAMES = {"vxlan": "VXLAN (UDP {port})", "ipip": "IPIP (IP protocol 4)"}
 
 
@@ -138,13 +141,36 @@ def _is_left(case: Case, paths: Paths, both: Tuple[Tuple[str, str], ...], probes
 
 
 def _another(case: Case, kind: str, name: str, nodes: List[str]) -> Remedy:
-    """Another overlay; where it is Calico's IPIP in the place of Flannel, what brings it."""
+    """Another overlay; where it is Calico's IPIP in the place of Flannel, what brings it. Calico has both IPIP and
+    VXLAN, and changes from one to the other where the one passes nowhere, and the other everywhere."""
     remedy = Remedy(role="", nodes=nodes, text=_other_ways(case, name))
     underlay = case.run.get("underlay")
-    works = underlay is not None and underlay["overlays"]["ipip"]["verdict"] in ("works", "host")
-    if works and kind == "vxlan" and not case.run["cluster"]["calico"].get("ippools"):
+    if not underlay:
+        return remedy
+    works = {name: overlay["verdict"] in ("works", "host") for name, overlay in underlay["overlays"].items()}
+    if kind == "ipip" and works[CALICO_VXLAN] and _lost_everywhere(underlay, kind):
+        return _to_vxlan(case, underlay, remedy["text"])
+    if works["ipip"] and kind == "vxlan" and not case.run["cluster"]["calico"].get("ippools"):
         remedy["command"] = SWAP
     return remedy
+
+
+def _lost_everywhere(underlay: Underlay, packets: str) -> bool:
+    pairs = underlay["pairs"].values()
+    return not underlay["unknown"] and all(pair["kinds"][packets]["verdict"] == "fabric" for pair in pairs)
+
+
+def _to_vxlan(case: Case, underlay: Underlay, text: str) -> Remedy:
+    """The pools' own switches. An MTU that Calico was told gives way to VXLAN's, which is smaller; one that Felix finds
+    follows by itself. Pods' own may be larger: their node tells them.
+    Source: https://docs.tigera.io/calico/latest/networking/configuring/vxlan-ipip
+    """
+    pools = [pool["name"] for pool in view_of(case).pools if pool.get("ipipMode", "Never") != "Never"]
+    patches = [mends.custom("IPPool", pool, ipipMode="Never", vxlanMode="Always") for pool in pools]
+    sizes = [verdicts[CALICO_VXLAN]["mtu"] for verdicts in underlay["by_pair"].values()]
+    if any(mends.said_mtus(case)) and all(sizes):
+        patches = [*mends.mtu(case, min(sizes)), *patches]
+    return mends.remedy(case, f"{text} Calico's pools change to VXLAN (UDP 4789).", patches=patches)
 
 
 def _other_ways(case: Case, name: str) -> str:
@@ -194,17 +220,6 @@ def measured(case: Case, ends: Dict[str, str], packets: str) -> Optional[Seen]:
 def _across(case: Case, paths: Paths, node: str) -> List[Probe]:
     """Probes of pods' own addresses that cross the overlay from the node or to it."""
     return [probe for pair, probes in crossings(case, paths).items() if node in pair for probe in probes]
-
-
-def crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
-    """Probes of pods' own addresses, by the ordered pair of nodes between which the overlay carries them."""
-    crossings: Dict[Tuple[str, ...], List[Probe]] = {}
-    for probe in case.run["probes"]:
-        if probe["row"] in ("pod-pod", "host-pod"):
-            for flow in paths.flows(probe):
-                if flow.crosses:
-                    crossings.setdefault(flow.crosses, []).append(probe)
-    return crossings
 
 
 def end_is_right(case: Case, paths: Paths, node: str, peer: str) -> bool:

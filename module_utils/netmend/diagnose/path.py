@@ -223,3 +223,14 @@ def _answer(packet: Packet) -> Packet:
         mark=0,
         icmp_type="0",
     )
+
+
+def crossings(case: Case, paths: Paths) -> Dict[Tuple[str, ...], List[Probe]]:
+    """Probes of pods' own addresses, by the ordered pair of nodes between which the overlay carries them."""
+    crossings: Dict[Tuple[str, ...], List[Probe]] = {}
+    for probe in case.run["probes"]:
+        if probe["row"] in ("pod-pod", "host-pod"):
+            for flow in paths.flows(probe):
+                if flow.crosses:
+                    crossings.setdefault(flow.crosses, []).append(probe)
+    return crossings

@@ -30,6 +30,7 @@ class Judgement(TypedDict):
     matrix: Matrix
     findings: List[Named]
     remedies: Dict[str, Dict[str, Dict[str, Any]]]  # node -> role -> the role's further variables there
+    pods: Dict[str, str]  # uid -> "namespace/name" of pods that are to be made anew behind the roles
     score: float  # percent of the probes that met their expectation, or of the checklist's points: the lower one
     healthy: bool  # nothing found, every probe as expected, every point of the checklist met
     coverage: Optional[Coverage]
@@ -101,9 +102,11 @@ def judge(
     that nobody can mean them, or with the operator's consent, which ``remove_foreign_rules`` is.
     """
     remedies: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    pods: Dict[str, str] = {}
     gates = [finding for finding in findings if is_gate(finding["fault"])]
     for finding in gates or findings:
         remedy = finding["remedy"]
+        pods.update(remedy.get("pods", {}))
         consented = remove_foreign_rules and "iptables_forward_remove_rules" in remedy.get("vars", {})
         role = remedy.get("role") or ("iptables_forward" if consented else "")
         for node in remedy.get("nodes", []) if role else []:
@@ -115,6 +118,7 @@ def judge(
         "matrix": matrix,
         "findings": named,
         "remedies": remedies,
+        "pods": pods,
         "score": _rounded(score),
         "healthy": healthy,
         "coverage": coverage,

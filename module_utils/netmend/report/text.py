@@ -141,6 +141,8 @@ def remedy(of: Remedy) -> str:
     parts = [of.get("text", "")]
     if of.get("role"):
         parts.append(f"role {of['role']} on {named(of.get('nodes', []), PLACES)}")
+    if of.get("pods"):
+        parts.append(f"these pods made anew: {named(sorted(of['pods'].values()), PLACES)}")
     if of.get("command"):
         parts.append(f"`{of['command']}`")
     return "; ".join(part.rstrip(".") for part in parts if part)

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, TypedDict
 
-from .. import overlays, sample
+from .. import overlays, pools, sample
 from ..calico_manifest import TYPHA, VERSIONS, ManifestError, Options, check
 from ..diagnose.calico_view import plugins_of
 from ..diagnose.control_plane import disagreements
 from ..gather import DATA, PLUGINS
 from ..model import ClusterFacts, Node, NodeFacts, Underlay
 from ..parse.k3s import CNI_CONF_DIR
-from .order import OVERLAYS, drop_in, mtu
-from .state import DROP_IN, WANTED, State, case_of, drop_in_of, is_canary, left, left_back, read
+from .drop_in import DROP_IN, WANTED, drop_in
+from .order import OVERLAYS, mtu
+from .state import State, case_of, drop_in_of, is_canary, left, left_back, read
 
 K3S = ((1, 31), (1, 36))  # the oldest and the newest that are known
 NAMESPACE = "kube-system"  # of calico-node, by Calico's own manifest
@@ -435,7 +436,7 @@ def _pool(swap: _Swap) -> Iterator[str]:
         yield "The cluster gives IPv6 addresses to pods, which the swap does not carry over: keep to IPv4."
         return
     networks = {name: Network(cidr) for name, cidr in podcidrs.items() if cidr}
-    would_do = _free(cluster, list(networks.values()), swap)
+    would_do = pools.free(str(cluster), filter(None, podcidrs.values()), swap.wanted.block_size, len(swap.members))
     advice = f"pool {would_do} would do" if would_do else f"no part of {cluster} above all podCIDRs would do"
     if not wanted.subnet_of(cluster):
         yield f"The pool {wanted} is not inside cluster-cidr {cluster}: {advice}."
@@ -445,10 +446,11 @@ def _pool(swap: _Swap) -> Iterator[str]:
         said = ", ".join(f"{networks[name]} of {name}" for name in above[:PAIRS])
         more = f" and {len(above) - PAIRS} more" if len(above) > PAIRS else ""
         yield f"The pool {wanted} does not lie above the podCIDR {said}{more}: {advice}."
-    if _blocks(wanted, swap) < len(swap.members):
+    size = swap.wanted.block_size
+    if pools.blocks(wanted, size) < len(swap.members):
         yield (
-            f"The pool {wanted} has {_blocks(wanted, swap)} blocks of /{swap.wanted.block_size}, and each of "
-            f"{len(swap.members)} nodes needs one: take a larger pool or smaller blocks."
+            f"The pool {wanted} has {pools.blocks(wanted, size)} blocks of /{size}, and each of {len(swap.members)} "
+            "nodes needs one: take a larger pool or smaller blocks."
         )
 
 
@@ -469,21 +471,6 @@ def _podcidrs(swap: _Swap) -> Iterator[str]:
 
 def _overlap(podcidr: str, network: Network) -> bool:
     return bool(podcidr) and ":" not in podcidr and Network(podcidr).overlaps(network)
-
-
-def _free(cluster: Network, podcidrs: List[Network], swap: _Swap) -> str:
-    """The largest network of cluster-cidr above all podCIDRs that has a block for each node; "" for none."""
-    lowest = max((network.broadcast_address for network in podcidrs), default=cluster.network_address)
-    for length in range(cluster.prefixlen + 1, swap.wanted.block_size + 1):
-        size = 1 << (cluster.max_prefixlen - length)
-        last = Network((int(cluster.broadcast_address) - size + 1, length))
-        if last.network_address > lowest and _blocks(last, swap) >= len(swap.members):
-            return str(last)
-    return ""
-
-
-def _blocks(network: Network, swap: _Swap) -> int:
-    return int(2 ** (swap.wanted.block_size - network.prefixlen))
 
 
 # --- the network between the nodes ----------------------------------------------------------------------------------

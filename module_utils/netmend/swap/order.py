@@ -5,11 +5,11 @@ Planned from where the swap stands, so that one that was interrupted goes on, an
 
 from __future__ import annotations
 
-from typing import Collection, Dict, List, Mapping, Sequence, Tuple, TypedDict
+from typing import Collection, Dict, List, Mapping, Sequence, TypedDict
 
+from ..diagnose.firewall import KUBE_ROUTER
 from ..model import ClusterFacts, NodeFacts, Underlay
-from ..parse import k3s
-from .state import DROP_IN, WANTED, Leftovers, State, is_back, is_canary, is_set
+from .state import KUBE_ROUTER_COMMENT, Leftovers, State, is_back, is_canary, is_set
 
 OVERLAYS = {"felix": "ipip", "bird": "ipip", "vxlan": "vxlan-4789"}  # backend -> as overlays.OVERLAYS has it
 
@@ -78,17 +78,6 @@ def _least_busy(cluster: ClusterFacts, agents: Sequence[str]) -> str:
     return min(agents, key=lambda name: (not pods[name], pods[name], name))
 
 
-def drop_in(facts: NodeFacts) -> Tuple[str, str]:
-    """Path and content of what tells a server to do without Flannel and the policy controller. An agent that had these
-    keys in its configuration would not start."""
-    path = k3s.drop_in(facts["k3s"]["config"], DROP_IN)
-    return path, "".join(f"{key}: {_yaml(value)}\n" for key, value in WANTED.items())
-
-
-def _yaml(value: str) -> str:
-    return value if value == "true" else f'"{value}"'
-
-
 def mtu(underlay: Underlay, backend: str) -> int:
     """Bytes that pods may send at once between all nodes: the smallest path MTU without the overlay's headers.
 
@@ -107,6 +96,27 @@ def clean(state: State) -> Dict[str, List[Command]]:
     Empty while any pod has an address of before: it is answered by way of Flannel's routes, from every node.
     """
     return _clean(state["phase"], {name: node["leftovers"] for name, node in state["nodes"].items()})
+
+
+def leftovers(found: Leftovers, of: Collection[str]) -> List[Command]:
+    """What takes away what is left on one node of "flannel", or of the "policy" controller alone. Nothing while pods
+    have interfaces of Flannel's."""
+    if "flannel" in of:
+        return [] if found["attached"] else _clean_node(found)
+    if "policy" not in of:
+        return []
+    chains = {place: [each for each in names if _is_policy(each)] for place, names in found["chains"].items()}
+    rules = {place: [each for each in rules if _is_policy(each)] for place, rules in found["rules"].items()}
+    return [*_restore(chains, rules), *(_command("ipset", "destroy", name) for name in found["ipsets"])]
+
+
+def _is_policy(text: str) -> bool:
+    return any(chain in text for chain in KUBE_ROUTER) or KUBE_ROUTER_COMMENT in text
+
+
+def set_aside(path: str) -> Command:
+    """containerd reads conf, conflist and json alone."""
+    return _command("mv", "--no-clobber", "--", path, f"{path}.netmend-aside")
 
 
 def clean_back(state: State) -> Dict[str, List[Command]]:
@@ -165,6 +175,8 @@ def _restore(chains: Mapping[str, List[str]], rules: Mapping[str, List[str]]) ->
     """One transaction for each backend, which changes nothing if anything in it is not there."""
     texts: Dict[str, str] = {}
     for place in dict.fromkeys([*rules, *chains]):
+        if not rules.get(place) and not chains.get(place):
+            continue
         backend, table = place.split()
         lines = [f"-D{rule[2:]}" for rule in rules.get(place, [])]
         lines += [f"{action} {chain}" for action in ("-F", "-X") for chain in chains.get(place, [])]

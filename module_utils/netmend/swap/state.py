@@ -12,9 +12,7 @@ from ..diagnose.firewall import KUBE_ROUTER, policy_controller_is_off
 from ..model import ClusterFacts, Interface, Node, NodeFacts, Pod, Route, Rule, Run
 from ..ordered import TAG
 from ..parse.k3s import CNI_CONF_DIR
-
-DROP_IN = "90-netmend-cni.yaml"  # in config.yaml.d of every server
-WANTED = {"flannel-backend": "none", "disable-network-policy": "true"}  # what it says
+from .drop_in import DROP_IN, WANTED
 
 FLANNEL_ANNOTATION = "flannel.alpha.coreos.com/"
 FLANNEL_CHAINS = ("FLANNEL-",)

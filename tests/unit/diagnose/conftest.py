@@ -9,6 +9,7 @@ import json
 import pytest
 from ansible.module_utils.netmend.edge import Edge, plan_edge
 from ansible.module_utils.netmend.model import CONTROLLER
+from ansible.module_utils.netmend.overlays import evaluate
 from ansible.module_utils.netmend.parse import cluster, ip, k3s, proc, ufw
 from ansible.module_utils.netmend.parse.iptables import parse_rule, parse_save
 from ansible.module_utils.netmend.plan import plan_matrix
@@ -434,6 +435,22 @@ def _with_other_networks(captured, directory):
 def captured(benches):
     """A run with all probes passing, on what a captured state's machines showed."""
     return lambda state: copy.deepcopy(benches[state])
+
+
+@pytest.fixture
+def measured(underlay_reports):
+    """Puts the underlay into a run; lost, host: (sender, receiver, kind) that do not arrive, that it drops itself."""
+
+    def measure(bench, lost=(), host=()):
+        addresses = {node["name"]: node["internal_ip"] for node in bench.members}
+        reports = underlay_reports(addresses)
+        for sender, receiver, kind in lost:
+            reports[receiver]["heard"][sender]["kinds"][kind] = {"arrived": 0, "accepted": 0}
+        for sender, receiver, kind in host:
+            reports[receiver]["heard"][sender]["kinds"][kind]["accepted"] = 0
+        bench.run["underlay"] = evaluate(reports, {})
+
+    return measure
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_nobody_is_to_make_their_routes(operators, version, backend, felix, bird
     operators.run_calico(backend, version, felix=felix, bird=bird)
     (finding,) = diagnose(operators.run)
     assert finding["fault"] == "no-cluster-routes"
-    assert '"programClusterRoutes":"Enabled"' in finding["remedy"]["command"]
+    assert '"programClusterRoutes": "Enabled"' in finding["remedy"]["command"]
     assert NOT_IPIP in finding["ruled_out"]
     assert set(finding["explains"]) == set(operators.failed)
 

@@ -232,10 +232,23 @@ def test_a_node_that_drops_frag_needed_itself_is_told_by_its_rule(flannel):
     ]  # one rule, and a hop that is not seen
     commands = {finding["where"][0]: finding["remedy"]["command"] for finding in findings}
     assert commands == {
-        "agent0>agent1": "iptables-nft -w -t filter -D INPUT -p icmp -m icmp --icmp-type 3/4 -j DROP",
+        "agent0>agent1": "iptables-nft -w -I INPUT 1 -p icmp --icmp-type fragmentation-needed -m conntrack --ctstate RELATED "
+        "-j ACCEPT",
         "agent1>agent0": "iptables -w -t mangle -A POSTROUTING -o vec0 -p tcp --tcp-flags SYN,RST SYN "
         "-j TCPMSS --set-mss 1260",
     }
+    assert {finding["where"][0]: finding["remedy"]["role"] for finding in findings} == {
+        "agent0>agent1": "path_mtu",
+        "agent1>agent0": "",
+    }
+
+
+def test_a_rule_before_all_others_is_not_overtaken_by_an_accept(flannel):
+    flannel.insert("agent0", "PREROUTING", "-p icmp -m icmp --icmp-type 3/4 -j DROP", table="raw")
+    flannel.fail(sweeps("agent0", "agent1"), mtu=1300)
+    remedies = {finding["where"][0]: finding["remedy"] for finding in diagnose(flannel.run)}
+    assert remedies["agent0>agent1"]["role"] == ""
+    assert " -t raw -D PREROUTING " in remedies["agent0>agent1"]["command"]
 
 
 def test_a_rule_against_other_unreachables_is_not_accused(flannel):

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import pytest
 from ansible.module_utils.netmend.diagnose import diagnose
-from ansible.module_utils.netmend.overlays import evaluate
 
 PORT = {"flannel": "udp-8472", "swapped-clean": "ipip"}
 NODES = ("server0", "agent0", "agent1")
-
-
-@pytest.fixture
-def measured(underlay_reports):
-    """Puts the underlay into a run; lost, host: (sender, receiver, kind) that do not arrive, that it drops itself."""
-
-    def measure(bench, lost=(), host=()):
-        addresses = {node["name"]: node["internal_ip"] for node in bench.members}
-        reports = underlay_reports(addresses)
-        for sender, receiver, kind in lost:
-            reports[receiver]["heard"][sender]["kinds"][kind] = {"arrived": 0, "accepted": 0}
-        for sender, receiver, kind in host:
-            reports[receiver]["heard"][sender]["kinds"][kind]["accepted"] = 0
-        bench.run["underlay"] = evaluate(reports, {})
-
-    return measure
 
 
 @pytest.mark.parametrize(("state", "kind"), PORT.items())

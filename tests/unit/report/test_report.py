@@ -165,6 +165,14 @@ def test_what_several_findings_ask_of_one_role_is_taken_together() -> None:
     assert judge(matrix("ok"), [two, one])["remedies"] == {"a": {"r": both}}
 
 
+def test_pods_are_made_anew_for_all_that_is_mended_now() -> None:
+    one = finding("x", role="r", nodes=["a"], pods={"u1": "default/one"})
+    two = finding("y", role="", nodes=["a"], pods={"u2": "default/two"})
+    assert judge(matrix("ok"), [one, two])["pods"] == {"u1": "default/one", "u2": "default/two"}
+    gate = finding("etcd-dropped-by-host", role="ufw", nodes=["a"])
+    assert judge(matrix("ok"), [one, gate])["pods"] == {}
+
+
 def test_foreign_rules_go_only_with_consent() -> None:
     foreign = finding("x", role="", nodes=["a"], vars={"iptables_forward_remove_rules": ["rule"]})
     assert judge(matrix("ok"), [foreign])["remedies"] == {}

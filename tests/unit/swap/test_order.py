@@ -9,19 +9,20 @@ from typing import Any, Callable
 import pytest
 from ansible.module_utils.netmend.parse.iptables import parse_save
 from ansible.module_utils.netmend.parse.k3s import parse_config
+from ansible.module_utils.netmend.swap import order
+from ansible.module_utils.netmend.swap.drop_in import WANTED, drop_in, would_decide
 from ansible.module_utils.netmend.swap.order import (
     canary,
     clean,
     clean_back,
     conditions_back,
-    drop_in,
     flip,
     flip_back,
     mtu,
     old_annotations,
     old_annotations_back,
 )
-from ansible.module_utils.netmend.swap.state import WANTED, read
+from ansible.module_utils.netmend.swap.state import read
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
 
@@ -117,6 +118,36 @@ def test_the_drop_in_says_what_is_wanted_beside_k3ss_own_file(flannel: Captured)
     assert {key for key, _ in parse_config(text, path)} == set(WANTED)
     flannel.configure("server0", "environment", config="/srv/k3s.yaml")
     assert drop_in(flannel.nodes["server0"])[0] == "/srv/k3s.yaml.d/90-netmend-cni.yaml"
+
+
+@pytest.mark.parametrize(
+    ("source", "decides"),
+    [
+        ("", True),
+        ("/etc/rancher/k3s/config.yaml", True),
+        ("/etc/rancher/k3s/config.yaml.d/10-site.yaml", True),
+        ("/etc/rancher/k3s/config.yaml.d/95-later.yaml", False),
+        ("ExecStart", False),
+    ],
+)
+def test_what_is_read_after_the_drop_in_wins_over_it(flannel: Captured, source: str, decides: bool) -> None:
+    facts = flannel.nodes["server0"]
+    facts["k3s"]["sources"] = {"flannel-backend": source} if source else {}
+    assert would_decide(facts) is decides
+
+
+def test_of_one_nodes_leftovers_what_is_asked_for_goes_and_nothing_in_use(leftovers: Captured) -> None:
+    found = read(leftovers.nodes, leftovers.cluster)["nodes"]["agent0"]["leftovers"]
+    assert found["chains"]
+    everything = order.leftovers(found, ["flannel"])
+    assert ["ip", "link", "del", "flannel.1"] in [each["argv"] for each in everything]
+    policies = order.leftovers(found, ["policy"])
+    text = "".join(each["stdin"] for each in policies)
+    assert "FLANNEL" not in text
+    assert all("KUBE-ROUTER" in line or "KUBE-POD-FW" in line or "KUBE-NWPLCY" in line
+               for line in text.splitlines() if line[:1] == "-")  # fmt: skip
+    assert order.leftovers(found, []) == []
+    assert order.leftovers({**found, "attached": ["veth1"]}, ["flannel"]) == []
 
 
 def test_pods_get_what_the_narrowest_path_leaves(flannel: Captured) -> None:
