@@ -13,7 +13,7 @@ from .backup import Backup
 from .gather import DATA
 from .model import NodeFacts
 from .parse.k3s import REDACTED
-from .swap.drop_in import DROP_IN, drop_in
+from .without_flannel import DROP_IN, drop_in
 
 FLAGS = ("ExecStart", "environment")  # sources of settings that K3s does not read by itself when it is run by hand
 

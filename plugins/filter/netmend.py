@@ -42,8 +42,8 @@ from ansible.module_utils.netmend.kube import with_config  # noqa: E402  as abov
 from ansible.module_utils.netmend.model import CONTROLLER  # noqa: E402  as above
 from ansible.module_utils.netmend.report import text  # noqa: E402  as above
 from ansible.module_utils.netmend.swap import cause, gates, order, state  # noqa: E402  as above
-from ansible.module_utils.netmend.swap.drop_in import drop_in  # noqa: E402  as above
 from ansible.module_utils.netmend.ufw_required import required_rules  # noqa: E402  as above
+from ansible.module_utils.netmend.without_flannel import drop_in  # noqa: E402  as above
 from ansible.utils.collection_loader._collection_finder import _get_collection_path  # noqa: E402  as above
 
 # What the roles register -> the role.
@@ -60,6 +60,7 @@ RESULTS = {
     "calico_settings_patched": "calico_settings",
     "calico_settings_removed": "calico_settings",
     "path_mtu_result": "path_mtu",
+    "path_mtu_clamp_result": "path_mtu",
 }
 # What one server does for all nodes.
 OF_SERVER = {"netmend_pods": "pod_replacement"}

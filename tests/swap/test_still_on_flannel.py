@@ -20,7 +20,9 @@ AGENT = START.format(unit="k3s-agent", so=f"grep -q k3s/agent/etc/cni {CONTAINER
 ANEW = """
 pod=$(k3s kubectl get pods -l app=web -o name --field-selector spec.nodeName={node})
 k3s kubectl delete "$pod"
-k3s kubectl rollout status daemonset/web --timeout=180s
+address="k3s kubectl get pods -l app=web --field-selector spec.nodeName={node} -o jsonpath={{.items[*].status.podIP}}"
+timeout 120 sh -c "until $address | grep -q .; do sleep 0.5; done"
+k3s kubectl wait --for=condition=Ready pods -l app=web --timeout=180s
 """
 
 
@@ -38,7 +40,7 @@ def test_it_is_named_restarted_and_its_pods_are_made_anew(lab: Lab, playbooks: P
     strays = {name for name, address in runs.pods(lab).items() if address not in runs.POOL}
     assert len(strays) == 1
     run = playbooks.run("fix_network.yml", *runs.arguments(lab), limit=runs.LIMIT)
-    assert "cni-config-not-read" in run.named, run.output
+    assert run.named == ["cni-config-not-read"], run.output
     assert (run.code, run.report["healthy"]) == (0, True), run.output
     assert {"k3s_restart", "pod_replacement"} <= {change["role"] for change in run.report["changes"]}, run.output
     assert not strays & set(runs.pods(lab))

@@ -426,13 +426,18 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
             )
         else:
             continue
-        pods = case.pods_on(node)
+        pods, addresses = case.pods_on(node), {pod["ip"] for pod in strays}
         of_calico = len(view.pods(node))
         yield Suspicion(
             where=node,
             evidence=[f"{node}: {said}. {of_calico} of {len(pods)} pods there have an address of Calico's."],
             remedy=remedy,
             confidence=0.9,
+            explains=ids(
+                probe
+                for probe in case.failed
+                if any({flow.end.address, flow.pod} & addresses for flow in paths.flows(probe))
+            ),
         )
 
 

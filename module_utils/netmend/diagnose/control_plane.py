@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 from ..model import Certificate, NodeFacts, Remedy
-from ..swap.drop_in import WANTED, drop_in, would_decide
+from ..without_flannel import WANTED, drop_in, would_decide
 from .calico_view import view_of
 from .case import Case, ids
 from .path import Paths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterable, Iterator, List, Optional, Set
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Set
 
 from ..model import Interface, Pod, Probe, Remedy
 from ..walk import Packet
@@ -17,6 +17,7 @@ from .stops import describe, removal
 # IPv4 20 (RFC 2003, section 3.1).
 OVERHEAD = {"vxlan": 50, "ipip": 20}
 CALICO_TUNNELS = ("tunl0", "vxlan.calico")
+CLAMP = "-o {} -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {}"  # as iptables-save prints it
 TCP_HEADERS = 40  # bytes of IPv4 and TCP without options
 
 
@@ -26,10 +27,9 @@ def path_mtu_black_hole(case: Case, paths: Paths) -> Iterator[Suspicion]:
     that senders never learn of it (RFC 2923, section 2.1)."""
     sweeps = [probe for probe in case.run["probes"] if probe["protocol"] == "mtu"]
     failed = _oversize(case, sweeps)
-    for probe in sweeps:
+    shut = [each for each in sweeps if each["id"] in failed and each["row"] == "host-host"]
+    for probe in (each for each in shut if each["source_node"] in case.nodes):
         here, there, size = probe["source_node"], probe.get("target_node", ""), case.passed(probe)
-        if probe["id"] not in failed or probe["row"] != "host-host" or here not in case.nodes:
-            continue
         device = case.device(here, probe["address"])
         other = _nic_mtu(case, there, here)
         yield Suspicion(
@@ -40,7 +40,8 @@ def path_mtu_black_hole(case: Case, paths: Paths) -> Iterator[Suspicion]:
                 f"{f', the card of {there} {other}' if other else ''}. "
                 f"{case.tally(case.pings(here, there))} pings between the two nodes passed."
             ],
-            remedy=_let_it_be_known(case, paths, probe, device, size),
+            remedy=_let_it_be_known(case, paths, probe, device)
+            or _clamp(case, here, _segments(case, paths, here, shut)),
             confidence=0.9,
             explains=_oversize(case, (each for each in sweeps if _between(each) == {here, there})),
             ruled_out=["Pods' MTU: packets of the nodes themselves vanish, which no tunnel has made larger."],
@@ -88,29 +89,58 @@ def pod_mtu_too_high(case: Case, paths: Paths) -> Iterator[Suspicion]:
             )
 
 
-def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str, size: int) -> Remedy:
-    """A node's own rule that drops the ICMP is named; what another hop does is not seen from here."""
+def _let_it_be_known(case: Case, paths: Paths, probe: Probe, device: str) -> Optional[Remedy]:
+    """For a node's own rule that drops the ICMP; what another hop does is not seen from here."""
     here = probe["source_node"]
     routes = [route for route in case.nodes[here]["routes"] if route["device"] == device and route["gateway"]]
     hop = next((route["gateway"] for route in routes), probe["address"])
     told = Packet(hop, case.internal_ip(here), "icmp", interface_in=device, states=("RELATED",), to_local=True)
     verdict = paths.judge(Passage(here, "INPUT", "host", probe["target_node"], told._replace(icmp_type="3/4")))
-    if verdict.blocked:
-        rule = verdict.rule
-        remedy = removal(rule, verdict.backend, here) if rule.number else Remedy(role="", nodes=[here])
-        if (rule.table, verdict.root.chain) == ("filter", "INPUT") and verdict.backend == case.backend(here):
-            accept = "-p icmp --icmp-type fragmentation-needed -m conntrack --ctstate RELATED -j ACCEPT"
-            typed = f"iptables-{verdict.backend} -w -I INPUT 1 {accept}"
-            remedy = Remedy(role="path_mtu", nodes=[here], command=typed)
-        remedy["text"] = f"Let ICMP type 3 code 4 in, which {describe(case, here, verdict)} stops on {here}."
-        return remedy
-    clamp = "-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss"
+    if not verdict.blocked:
+        return None
+    rule = verdict.rule
+    remedy = removal(rule, verdict.backend, here) if rule.number else Remedy(role="", nodes=[here])
+    if (rule.table, verdict.root.chain) == ("filter", "INPUT") and verdict.backend == case.backend(here):
+        accept = "-p icmp --icmp-type fragmentation-needed -m conntrack --ctstate RELATED -j ACCEPT"
+        typed = f"iptables-{verdict.backend} -w -I INPUT 1 {accept}"
+        remedy = Remedy(role="path_mtu", nodes=[here], vars={"path_mtu_heard": True}, command=typed)
+    remedy["text"] = f"Let ICMP type 3 code 4 in, which {describe(case, here, verdict)} stops on {here}."
+    return remedy
+
+
+def _segments(case: Case, paths: Paths, here: str, shut: Iterable[Probe]) -> Dict[str, int]:
+    """The node's devices that lead to the hop -> the largest TCP segments that fit through it, in tunnels as well."""
+    found: Dict[str, int] = {}
+    for probe in shut:
+        if probe["source_node"] != here:
+            continue
+        size, overlay = case.passed(probe) - TCP_HEADERS, paths.overlay(here, probe.get("target_node", ""))
+        leads = {case.device(here, probe["address"]): size}
+        if overlay:
+            leads[overlay.device] = size - OVERHEAD[overlay.kind]
+        found.update({device: min(least, found.get(device, least)) for device, least in leads.items()})
+    return found
+
+
+def _clamp(case: Case, here: str, segments: Dict[str, int]) -> Remedy:
+    """TCP alone is helped, where a node has no say about the ICMP (RFC 2923, section 3)."""
+    text = "Permit ICMP type 3 code 4 (fragmentation needed) on the hops between the nodes"
+    rules = [CLAMP.format(device, size) for device, size in sorted(segments.items())]
+    chain = case.ruleset(here).get("mangle", {}).get("POSTROUTING")
+    found = [
+        (rule["matches"].get("out"), rule["target_options"].get("set-mss"))
+        for rule in (chain["rules"] if chain else [])
+    ]
+    if all((device, str(size)) in found for device, size in segments.items()):
+        return Remedy(
+            role="", nodes=[here], text=f"{text}. TCP's segments are clamped on {here}: what is left is the rest."
+        )
     return Remedy(
-        role="",
+        role="path_mtu",
         nodes=[here],
-        command=f"iptables -w -t mangle -A POSTROUTING -o {device} {clamp} {size - TCP_HEADERS}",
-        text="Permit ICMP type 3 code 4 (fragmentation needed) on the hops between the nodes; where that cannot be "
-        "had, clamp TCP's segments on the nodes, which helps TCP alone.",
+        vars={"path_mtu_clamps": [{"rule": rule} for rule in rules]},
+        command=" && ".join(f"iptables -w -t mangle -A POSTROUTING {rule}" for rule in rules),
+        text=f"{text}; where that cannot be had, clamp TCP's segments on the nodes, which helps TCP alone.",
     )
 
 

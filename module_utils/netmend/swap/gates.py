@@ -22,7 +22,7 @@ from ..diagnose.control_plane import disagreements
 from ..gather import DATA, PLUGINS
 from ..model import ClusterFacts, Node, NodeFacts, Underlay
 from ..parse.k3s import CNI_CONF_DIR
-from .drop_in import DROP_IN, WANTED, drop_in
+from ..without_flannel import DROP_IN, WANTED, drop_in
 from .order import OVERLAYS, mtu
 from .state import State, case_of, drop_in_of, is_canary, left, left_back, read
 

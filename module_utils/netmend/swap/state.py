@@ -12,7 +12,7 @@ from ..diagnose.firewall import KUBE_ROUTER, policy_controller_is_off
 from ..model import ClusterFacts, Interface, Node, NodeFacts, Pod, Route, Rule, Run
 from ..ordered import TAG
 from ..parse.k3s import CNI_CONF_DIR
-from .drop_in import DROP_IN, WANTED
+from ..without_flannel import DROP_IN, WANTED
 
 FLANNEL_ANNOTATION = "flannel.alpha.coreos.com/"
 FLANNEL_CHAINS = ("FLANNEL-",)

@@ -590,7 +590,7 @@ CASES = {
     "stale-vxlan-peer": Case(stale_vxlan_peer, ["agent1>server0"], "k3s_restart"),
     "flannel-on-wrong-nic": Case(flannel_on_wrong_nic, ["agent1"], ""),
     "vxlan-bad-checksum": Case(vxlan_bad_checksum, ["agent1"], ""),
-    "path-mtu-black-hole": Case(path_mtu_black_hole, ["agent0>agent1", "agent1>agent0"], ""),
+    "path-mtu-black-hole": Case(path_mtu_black_hole, ["agent0>agent1", "agent1>agent0"], "path_mtu"),
     "pod-mtu-too-high": Case(pod_mtu_too_high, ["agent1"], ""),
     "firewall-flush": Case(firewall_flush, ["agent0"], "ufw", others=("kube-services-jump-missing",)),
     "kubelet-dropped-by-host": Case(kubelet_dropped_by_host, ["agent1"], "ufw", "flannel-ufw-blocks"),

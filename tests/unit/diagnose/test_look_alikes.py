@@ -232,15 +232,38 @@ def test_a_node_that_drops_frag_needed_itself_is_told_by_its_rule(flannel):
     ]  # one rule, and a hop that is not seen
     commands = {finding["where"][0]: finding["remedy"]["command"] for finding in findings}
     assert commands == {
-        "agent0>agent1": "iptables-nft -w -I INPUT 1 -p icmp --icmp-type fragmentation-needed -m conntrack --ctstate RELATED "
-        "-j ACCEPT",
-        "agent1>agent0": "iptables -w -t mangle -A POSTROUTING -o vec0 -p tcp --tcp-flags SYN,RST SYN "
-        "-j TCPMSS --set-mss 1260",
+        "agent0>agent1": "iptables-nft -w -I INPUT 1 -p icmp --icmp-type fragmentation-needed "
+        "-m conntrack --ctstate RELATED -j ACCEPT",
+        "agent1>agent0": " && ".join(clamps({"flannel.1": 1210, "vec0": 1260})),
     }
     assert {finding["where"][0]: finding["remedy"]["role"] for finding in findings} == {
         "agent0>agent1": "path_mtu",
-        "agent1>agent0": "",
+        "agent1>agent0": "path_mtu",
     }
+
+
+def clamps(segments):
+    syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
+    return [
+        f"iptables -w -t mangle -A POSTROUTING -o {device} {syn} -j TCPMSS --set-mss {size}"
+        for device, size in segments.items()
+    ]
+
+
+def test_segments_are_clamped_once_to_the_least_that_any_peer_takes(flannel):
+    """What is left is named with it, and nothing more is done."""
+    flannel.fail(sweeps("agent0", "agent1"), mtu=1300)
+    flannel.fail(sweeps("agent0", "server0"), mtu=1400)
+    (found,) = [each for each in diagnose(flannel.run) if "agent0" in each["remedy"]["nodes"]]
+    rules = [each["rule"] for each in found["remedy"]["vars"]["path_mtu_clamps"]]
+    assert [f"iptables -w -t mangle -A POSTROUTING {rule}" for rule in rules] == clamps(
+        {"flannel.1": 1210, "vec0": 1260}
+    )
+    for rule in rules:
+        flannel.insert("agent0", "POSTROUTING", rule, table="mangle")
+    (found,) = [each for each in diagnose(flannel.run) if "agent0" in each["remedy"]["nodes"]]
+    assert found["remedy"]["role"] == ""
+    assert "clamped on agent0" in found["remedy"]["text"]
 
 
 def test_a_rule_before_all_others_is_not_overtaken_by_an_accept(flannel):

@@ -10,7 +10,6 @@ import pytest
 from ansible.module_utils.netmend.parse.iptables import parse_save
 from ansible.module_utils.netmend.parse.k3s import parse_config
 from ansible.module_utils.netmend.swap import order
-from ansible.module_utils.netmend.swap.drop_in import WANTED, drop_in, would_decide
 from ansible.module_utils.netmend.swap.order import (
     canary,
     clean,
@@ -23,6 +22,7 @@ from ansible.module_utils.netmend.swap.order import (
     old_annotations_back,
 )
 from ansible.module_utils.netmend.swap.state import read
+from ansible.module_utils.netmend.without_flannel import WANTED, drop_in, would_decide
 
 from .conftest import DROP_IN, NODES, STARTED, Captured
 

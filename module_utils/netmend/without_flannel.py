@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from ..model import NodeFacts
-from ..parse import k3s
+from .model import NodeFacts
+from .parse import k3s
 
 DROP_IN = "90-netmend-cni.yaml"  # in config.yaml.d of every server
 WANTED = {"flannel-backend": "none", "disable-network-policy": "true"}  # what it says
