@@ -27,7 +27,7 @@ FAULTS_calico-bird := $(FAULTS_default) -k "test_faults and not two_faults"
 FAULTS_calico := $(FAULTS_calico-bird)
 FAULTS_edge := $(FAULTS_calico-bird)
 FAULTS_swap := $(FAULTS_calico-bird)
-FAULTS_swap-ha := --thorough $(DISTURB) -k servers
+FAULTS_swap-ha := --thorough $(DISTURB) -k "servers and not two_faults"
 $(foreach lab,$(ODD_LABS),$(eval FAULTS_$(lab) := -k without_faults))
 
 APT := DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120

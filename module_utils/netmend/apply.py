@@ -114,20 +114,20 @@ def put(api: Api, objects: Sequence[Object], dry_run: bool = False) -> List[Chan
         live = api.item(path) if path else None
         if not path or not live:
             raise ApiError(f"{api.server} has no {named(item)}, which is to be changed")
-        # Lists are merged by their keys where the API knows them, which it does not of kinds that were defined in it.
-        kind = STRATEGIC_PATCH if item["apiVersion"] in _BUILT_IN else MERGE_PATCH
-
-        def send(more: str, path: str = path, item: Object = item, kind: str = kind) -> Object:
-            status, body = api.send("PATCH", f"{path}?fieldManager={MANAGER}{more}", item, content_type=kind)
-            found: Object = json.loads(_good(status, body, named(item)))
-            return found
-
-        after = send("&dryRun=All")
+        after = _put(api, path, item, "&dryRun=All")
         if _plain(live) != _plain(after):
             changes.append(Change(named(item), live, after))
             if not dry_run:
-                send("")
+                _put(api, path, item)
     return changes
+
+
+def _put(api: Api, path: str, item: Object, more: str = "") -> Object:
+    # Lists are merged by their keys where the API knows them, which it does not of kinds that were defined in it.
+    kind = STRATEGIC_PATCH if item["apiVersion"] in _BUILT_IN else MERGE_PATCH
+    status, body = api.send("PATCH", f"{path}?fieldManager={MANAGER}{more}", item, content_type=kind)
+    after: Object = json.loads(_good(status, body, named(item)))
+    return after
 
 
 def patch(api: Api, item: Object, content: Object) -> None:

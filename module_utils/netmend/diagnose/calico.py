@@ -492,9 +492,9 @@ def _autodetection(case: Case, nodes: List[str]) -> Remedy:
     found = mends.remedy(case, text, patches=patches, command=typed)
     if not _passes_between(case, nodes, "udp-4789" if any(map(view.is_vxlan, view.pools)) else "ipip"):
         return Remedy(role="", nodes=[], command=typed, text=text)
-    if not _finds_internal_ips(case, method):
-        return found
     agents = mends.agents(case, nodes)
+    if not agents or not _finds_internal_ips(case, method):
+        return found
     names = " ".join(agent["metadata"]["name"] for agent in agents)
     text = f"Let calico-node look for its address again: {method} leads to the InternalIP."
     return mends.remedy(case, text, absent=agents, command=f"kubectl -n {namespace} delete pod {names}")

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set
 
 from ..model import Pod, Remedy
 from ..pools import free
-from .calico_view import plugins_of, view_of
+from .calico_view import ENDED, plugins_of, view_of
 from .case import Case, contains
 
 ROLE = "calico_settings"
@@ -51,7 +51,8 @@ def remedy(
 
 
 def named(pods: Iterable[Pod]) -> Dict[str, str]:
-    return {pod["uid"]: f"{pod['namespace']}/{pod['name']}" for pod in pods if not pod["host_network"]}
+    made_anew = (pod for pod in pods if not pod["host_network"] and pod["phase"] not in ENDED)
+    return {pod["uid"]: f"{pod['namespace']}/{pod['name']}" for pod in made_anew}
 
 
 def custom(kind: str, name: str, **spec: Any) -> Object:

@@ -12,6 +12,7 @@ from .case import BLOCKED, Case, contains
 from .path import Passage, Paths, crossings
 
 BGP_PORT = 179
+ENDED = ("Succeeded", "Failed")  # phases of pods
 # Who makes routes to other nodes' pods.
 NOBODY: FrozenSet[str] = frozenset()
 BIRD, FELIX, BOTH = frozenset(["bird"]), frozenset(["felix"]), frozenset(["bird", "felix"])
@@ -48,9 +49,10 @@ class View:
         return [pod for pod in self.case.pods_on(node) if any(contains(block, pod["ip"]) for block in blocks)]
 
     def strays(self, node: str) -> List[Pod]:
-        """Those of the node that have an address of no pool."""
+        """Those of the node that have an address of no pool; of pods that have ended it is only told."""
         networks = [pool["cidr"] for pool in self.pools]
-        return [pod for pod in self.case.pods_on(node) if not any(contains(each, pod["ip"]) for each in networks)]
+        pods = [pod for pod in self.case.pods_on(node) if pod["phase"] not in ENDED]
+        return [pod for pod in pods if not any(contains(each, pod["ip"]) for each in networks)]
 
     def agent(self, node: str) -> Optional[Pod]:
         """The pod calico-node of a node."""

@@ -68,9 +68,9 @@ def _remedy(case: Case, differing: Mapping[str, str]) -> Remedy:
         for name in case.members
     )
     meant = all_on_calico and set(differing) <= set(WANTED) and 2 * len(astray) < len(servers)
-    if not meant or not all(would_decide(servers[name]) for name in astray):
-        return Remedy(role="", nodes=list(servers), text=text)
     files = dict(drop_in(servers[name]) for name in astray)
+    if not meant or len(files) != 1 or not all(would_decide(servers[name]) for name in astray):
+        return Remedy(role="", nodes=list(servers), text=text)
     variables = {"k3s_restart_files": files, "k3s_restart_flannel": False}
     return Remedy(
         role="k3s_restart", nodes=astray, vars=variables, text=f"{text} All nodes have Calico: that is meant."

@@ -156,8 +156,8 @@ def _another(case: Case, kind: str, name: str, nodes: List[str]) -> Remedy:
 
 
 def _lost_everywhere(underlay: Underlay, packets: str) -> bool:
-    pairs = underlay["pairs"].values()
-    return not underlay["unknown"] and all(pair["kinds"][packets]["verdict"] == "fabric" for pair in pairs)
+    verdicts = {pair["kinds"][packets]["verdict"] for pair in underlay["pairs"].values()}
+    return not underlay["unknown"] and verdicts == {"fabric"}
 
 
 def _to_vxlan(case: Case, underlay: Underlay, text: str) -> Remedy:
@@ -165,8 +165,9 @@ def _to_vxlan(case: Case, underlay: Underlay, text: str) -> Remedy:
     follows by itself. Pods' own may be larger: their node tells them.
     Source: https://docs.tigera.io/calico/latest/networking/configuring/vxlan-ipip
     """
-    pools = [pool["name"] for pool in view_of(case).pools if pool.get("ipipMode", "Never") != "Never"]
-    patches = [mends.custom("IPPool", pool, ipipMode="Never", vxlanMode="Always") for pool in pools]
+    modes = {pool["name"]: pool.get("ipipMode", "Never") for pool in view_of(case).pools}
+    over_ipip = {pool: mode for pool, mode in modes.items() if mode != "Never"}
+    patches = [mends.custom("IPPool", pool, ipipMode="Never", vxlanMode=mode) for pool, mode in over_ipip.items()]
     sizes = [verdicts[CALICO_VXLAN]["mtu"] for verdicts in underlay["by_pair"].values()]
     if any(mends.said_mtus(case)) and all(sizes):
         patches = [*mends.mtu(case, min(sizes)), *patches]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple, TypedDict
 
-from ..diagnose.calico_view import View, of_flannel
+from ..diagnose.calico_view import ENDED, View, of_flannel
 from ..diagnose.case import Case, contains
 from ..diagnose.control_plane import setting
 from ..diagnose.firewall import KUBE_ROUTER, policy_controller_is_off
@@ -186,7 +186,7 @@ def _pods(view: View) -> Dict[str, List[Pod]]:
     """Pods with an address of their own, by the network that it is of."""
     found: Dict[str, List[Pod]] = {"calico": [], "flannel": [], "other": []}
     for pod in view.case.pods.values():
-        if not pod["host_network"] and pod["ip"] and pod["phase"] not in ("Succeeded", "Failed"):
+        if not pod["host_network"] and pod["ip"] and pod["phase"] not in ENDED:
             found[_network(view, pod)].append(pod)
     return found
 

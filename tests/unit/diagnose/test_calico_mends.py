@@ -260,7 +260,10 @@ def test_flannels_leftovers_stay_where_pods_have_its_addresses(captured):
     bench.node("agent0")["routes"].append({**left, "destination": pod["ip"]})
     bench.fail(bench.between("agent0", "agent1"))
     assert remedy(bench, "flannel-leftovers")["role"] == "cni_leftovers"
-    bench.pods.append({**pod, "name": "old", "uid": "old", "node": "agent0", "ip": "10.42.1.9"})
+    old = {**pod, "name": "old", "uid": "old", "node": "agent0", "ip": "10.42.1.9"}
+    bench.pods.append({**old, "phase": "Succeeded"})
+    assert remedy(bench, "flannel-leftovers")["role"] == "cni_leftovers"
+    bench.pods[-1] = old
     assert remedy(bench, "flannel-leftovers")["role"] == ""
 
 
