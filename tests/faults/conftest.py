@@ -60,6 +60,11 @@ def disturb(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--thorough"))
+
+
+@pytest.fixture(scope="session")
 def rows(pytestconfig: pytest.Config) -> table.Rows:
     """What the table at the end has; every fault that is put in gets its row."""
     return pytestconfig.stash[ROWS]

@@ -49,6 +49,7 @@ EASED = [name for name, fault in FAULTS.items() if fault.get("eased")]
 MENDED = [name for name, fault in FAULTS.items() if fault["mended_by"] and len(NAMED[name]) == 1 and name not in EASED]
 LEFT = [name for name, fault in FAULTS.items() if not fault["mended_by"] and name not in HEALTHY]
 PAIRS = 20
+WOULD_CHANGE = 10  # exit code of fix_network.yml --check
 # By what a mode of kube-proxy is seen to be in force.
 TRACES = {
     "proxy-mode=ipvs": "ip link show kube-ipvs0",
@@ -81,9 +82,14 @@ def fault(
 
 
 @pytest.fixture
-def run(fault: tuple[str, dict[str, Any]], playbooks: Playbooks, rows: table.Rows) -> Outcome:
-    """What became of it by the one command that a user runs."""
+def run(fault: tuple[str, dict[str, Any]], lab: Lab, playbooks: Playbooks, rows: table.Rows, thorough: bool) -> Outcome:
+    """What became of it by the one command that a user runs; a look at what it would do changed nothing before."""
     name, entry = fault
+    if thorough and entry["mended_by"]:
+        look = playbooks.run("fix_network.yml", "--check", "--diff")
+        assert (look.code, look.report["drift"]) == (WOULD_CHANGE, True), look.output
+        assert {change["role"] for change in look.report["changes"]} <= set(entry["mended_by"])
+        cluster.make_sure(lab, name)
     run = playbooks.run("fix_network.yml")
     rows[label(name)] = table.row([] if entry.get("healthy") else NAMED[name], run)
     return run

@@ -493,18 +493,20 @@ def _autodetection(case: Case, nodes: List[str]) -> Remedy:
     if not _passes_between(case, nodes, "udp-4789" if any(map(view.is_vxlan, view.pools)) else "ipip"):
         return Remedy(role="", nodes=[], command=typed, text=text)
     agents = mends.agents(case, nodes)
-    if not agents or not _finds_internal_ips(case, method):
+    if not agents or not _finds_internal_ips(case, method, nodes):
         return found
     names = " ".join(agent["metadata"]["name"] for agent in agents)
     text = f"Let calico-node look for its address again: {method} leads to the InternalIP."
     return mends.remedy(case, text, absent=agents, command=f"kubectl -n {namespace} delete pod {names}")
 
 
-def _finds_internal_ips(case: Case, method: str) -> bool:
+def _finds_internal_ips(case: Case, method: str, astray: List[str]) -> bool:
+    """Whether it leads to all nodes' InternalIPs, and to none of what was found on those that have another address."""
     kind, _, value = method.partition("=")
     cidrs = [each.strip() for each in value.split(",")] if kind == "cidr" else []
-    inside = [any(contains(cidr, case.internal_ip(node)) for cidr in cidrs) for node in case.members]
-    return kind == INTERNAL_IP or all(inside)
+    right = [any(contains(cidr, case.internal_ip(node)) for cidr in cidrs) for node in case.members]
+    wrong = [any(contains(cidr, case.calico_address(node)) for cidr in cidrs) for node in astray]
+    return kind == INTERNAL_IP or (all(right) and not any(wrong))
 
 
 def _passes_between(case: Case, nodes: List[str], packets: str) -> bool:

@@ -116,7 +116,7 @@ def _is_policy(text: str) -> bool:
 
 def set_aside(path: str) -> Command:
     """containerd reads conf, conflist and json alone."""
-    return _command("mv", "--no-clobber", "--", path, f"{path}.netmend-aside")
+    return _command("mv", "--backup=numbered", "--", path, f"{path}.netmend-aside")
 
 
 def clean_back(state: State) -> Dict[str, List[Command]]:

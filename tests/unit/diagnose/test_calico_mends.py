@@ -90,6 +90,14 @@ def test_where_the_method_is_right_that_nodes_agent_looks_again(swapped, measure
     assert "patches" not in asked
 
 
+def test_a_method_that_leads_to_both_is_no_right_one(swapped, measured):
+    swapped.address(agent1=PUBLIC["agent1"])
+    swapped.run["cluster"]["calico"]["node"]["autodetection"] = "cidr=10.0.0.0/16,203.0.113.0/24"
+    swapped.fail(swapped.crosses("agent1"))
+    measured(swapped)
+    assert set(settings(remedy(swapped, "calico-wrong-address"))) == {"patches"}
+
+
 def test_addresses_stay_where_the_tunnel_is_not_known_to_pass_between_the_others(swapped, measured):
     swapped.address(**PUBLIC)
     assert remedy(swapped, "calico-wrong-address")["role"] == ""
