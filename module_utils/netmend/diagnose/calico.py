@@ -390,10 +390,12 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """K3s writes containerd's configuration when it starts: with flannel-backend none it names no conf_dir, and
     containerd's own default holds, /etc/cni/net.d, where Calico's is. Of several files there the first in order counts.
 
-    Calico beside a Flannel that K3s is configured for is the state before a swap, and works.
+    Calico beside a Flannel that K3s is configured for is the state before a swap, and works. Where several nodes are
+    yet to be restarted, a swap is under way, which has to be more careful than a repair.
     Source: https://docs.k3s.io/networking/basic-network-options#custom-cni
     """
     view = view_of(case)
+    on_calico = [node for node in case.members if node in case.nodes and view.has_calico(node)]
     for node, facts in case.nodes.items():
         cni = facts["cni"]
         first = next(iter(cni["networks"]), "")
@@ -404,11 +406,12 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
         if cni["conf_dir"] != CNI_CONF_DIR:
             unit = facts["k3s"].get("unit") or "k3s"
             said = f"containerd reads {cni['conf_dir']}, as with Flannel, though flannel-backend is none"
+            alone = bool(on_calico) and set(case.members) - set(on_calico) == {node}
             remedy = Remedy(
-                role="k3s_restart",
+                role="k3s_restart" if alone else "",
                 nodes=[node],
                 vars={"k3s_restart_flannel": False},
-                pods=mends.named(strays),
+                pods=mends.named(strays) if alone else {},
                 command=f"systemctl restart {unit.partition('.')[0]}",
                 text="Restart K3s there, servers before agents, then recreate the node's pods.",
             )

@@ -93,8 +93,10 @@ class View:
         return bool(wanted) and all(backend == "none" for backend in wanted)
 
     def is_off_flannel(self, node: str) -> bool:
-        """Whether nothing uses Flannel there, nor will after another start."""
-        return self.wants_no_flannel(node) and not self.runs_flannel(node) and not self.strays(node)
+        """Whether nothing uses Flannel there, nor will after another start: pods that have its addresses are reached by
+        its routes from every node."""
+        off = self.wants_no_flannel(node) and not self.runs_flannel(node)
+        return off and not any(map(self.strays, self.case.members))
 
     # --- routes ---
 

@@ -628,7 +628,7 @@ CASES = {
         pool_outside_cluster_cidr, ["IPPool netmend-ipip"], "calico_settings", "swapped-clean"
     ),
     "two-ipams-overlap": Case(two_ipams_overlap, ["IPPool netmend-ipip"], "", "both-overlays"),
-    "cni-config-not-read": Case(cni_config_not_read, ["agent0", "agent1"], "k3s_restart", "both-overlays"),
+    "cni-config-not-read": Case(cni_config_not_read, ["agent0", "agent1"], "", "both-overlays"),
     "selector-mismatch": Case(selector_mismatch, ["keybuzz/keybuzz-front"], "", edge=True),
     "ingress-endpoints-stale": Case(ingress_endpoints_stale, ["agent1"], "", edge=True),
     "ingress-backend-missing": Case(ingress_backend_missing, ["keybuzz/keybuzz-front"], "", edge=True),
