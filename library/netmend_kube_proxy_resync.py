@@ -7,7 +7,12 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.netmend import conntrack
-from ansible.module_utils.netmend.kube_proxy import CANARY_TABLES, missing_jumps, service_addresses
+from ansible.module_utils.netmend.kube_proxy import (
+    CANARY_TABLES,
+    flannel_is_flushed,
+    missing_jumps,
+    service_addresses,
+)
 from ansible.module_utils.netmend.model import Ruleset
 from ansible.module_utils.netmend.parse.iptables import parse_save
 
@@ -20,11 +25,13 @@ description:
     flushed, and then writes everything again, in its own order. No rule of anyone else is touched, and no connection
     is cut.
   - Waits until the jumps are back, and fails if they are not by I(timeout), with what to do then.
+  - What took the jumps may have taken Flannel's accepts for pods as well, which Flannel puts back by itself. Where its
+    chain is there without them, they are waited for until I(timeout), too.
   - Lets connection tracking forget the connections to Services' addresses that began meanwhile and had no answer. They
     would go on to be led nowhere, for two minutes from the same port, and a resolver's for as long as it asks.
 options:
   timeout:
-    description: Seconds to wait for kube-proxy. Keep it above its sync period.
+    description: Seconds to wait for kube-proxy, and for Flannel. Keep it above their sync periods, 30 and 50 s.
     type: int
     default: 60
 attributes:
@@ -55,7 +62,7 @@ forgotten:
   type: int
   sample: 36
 seconds:
-  description: How long kube-proxy took.
+  description: How long kube-proxy and Flannel took.
   returned: when something was missing, and not in check mode
   type: float
 """
@@ -92,9 +99,12 @@ def _resync(module: AnsibleModule) -> float:
         module.run_command(canary, environ_update={"LC_ALL": "C"})
     started = time.monotonic()
     while time.monotonic() - started < module.params["timeout"]:
-        if not _missing(module):
-            return round(time.monotonic() - started, 1)
+        rules = _rules(module)
+        if not missing_jumps(rules) and not flannel_is_flushed(rules):
+            break
         time.sleep(POLL)
+    if not _missing(module):
+        return round(time.monotonic() - started, 1)
     return module.fail_json(
         msg=f"kube-proxy did not put back {', '.join(_missing(module))} within {module.params['timeout']} s. "
         "Is k3s or k3s-agent running on this node? `systemctl restart` of it makes kube-proxy write everything anew."

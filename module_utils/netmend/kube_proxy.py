@@ -11,6 +11,9 @@ from .model import Ruleset
 CANARY_TABLES = ("nat", "filter", "mangle")
 
 
+FLANNEL_CHAIN = "FLANNEL-FWD"
+
+
 class Jump(NamedTuple):
     table: str
     hook: str
@@ -39,6 +42,18 @@ JUMPS = (
 def missing_jumps(ruleset: Ruleset) -> List[Jump]:
     """The jumps that kube-proxy wants and that are not there, nat first: without those no Service answers."""
     return [jump for jump in JUMPS if jump.target not in _targets(ruleset, jump)]
+
+
+def flannel_is_flushed(ruleset: Ruleset) -> bool:
+    """Whether Flannel's accepts for pods are gone, of which its chain is left.
+
+    It looks for them in a period of its own, 50 s in K3s (forwardRulesResync of pkg/agent/flannel), and puts them back.
+    """
+    table = ruleset.get("filter", {})
+    if FLANNEL_CHAIN not in table:
+        return False
+    there = FLANNEL_CHAIN in _targets(ruleset, Jump("filter", "FORWARD", FLANNEL_CHAIN))
+    return not (there and table[FLANNEL_CHAIN]["rules"])
 
 
 def service_addresses(ruleset: Ruleset) -> Set[str]:
