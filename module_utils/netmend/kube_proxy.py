@@ -47,7 +47,8 @@ def missing_jumps(ruleset: Ruleset) -> List[Jump]:
 def flannel_is_flushed(ruleset: Ruleset) -> bool:
     """Whether Flannel's accepts for pods are gone, of which its chain is left.
 
-    It looks for them in a period of its own, 50 s in K3s (SetupAndEnsureForwardRules in its pkg/agent/flannel), and puts them back.
+    It looks for them in a period of its own, and puts them back: 50 s in K3s (SetupAndEnsureForwardRules in its
+    pkg/agent/flannel).
     """
     table = ruleset.get("filter", {})
     if FLANNEL_CHAIN not in table:
