@@ -375,8 +375,7 @@ def two_ipams_overlap(case: Case, paths: Paths) -> Iterator[Suspicion]:
             remedy=Remedy(
                 role="",
                 nodes=[],
-                command=f"kubectl patch ippool.crd.projectcalico.org {pool['name']} --type merge "
-                """-p '{"spec": {"disabled": true}}'""",
+                command=mends.typed(mends.custom("IPPool", pool["name"], disabled=True)),
                 text="Make a pool inside cluster-cidr and outside of all podCIDRs, disable this one, and recreate "
                 "Calico's pods.",
             ),

@@ -36,7 +36,7 @@ def remedy(
     """``patches`` are objects that are there, with the fields that they are to have. One server sees to all of it."""
     node = view_of(case).node
     servers = [name for name, facts in case.nodes.items() if facts["k3s"].get("role") == "server"]
-    command = command or " && ".join(_typed(each) for each in patches)
+    command = command or " && ".join(map(typed, patches))
     if not servers or (node and node["namespace"] != NAMESPACE):
         return Remedy(role="", nodes=[], command=command, text=text)
     asked = {"patches": list(patches), "objects": list(objects), "absent": list(absent)}
@@ -119,8 +119,8 @@ def _daemonset(case: Case, template: Object) -> Object:
     return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": {"template": template}}
 
 
-def _typed(item: Object) -> str:
-    """The same as a person would type it."""
+def typed(item: Object) -> str:
+    """A patch as a person would type it."""
     namespace = item["metadata"].get("namespace")
     group = f".{item['apiVersion'].partition('/')[0]}" if item["apiVersion"] == API else ""
     fields = {key: value for key, value in item.items() if key not in ("apiVersion", "kind", "metadata")}

@@ -72,15 +72,17 @@ class View:
 
     def runs_flannel(self, node: str) -> bool:
         """Whether pods that start there now get their addresses from Flannel."""
+        return "flannel" in self._plugins(node)
+
+    def _plugins(self, node: str) -> Set[str]:
+        """Of the configuration that counts there: the first in order."""
         networks = self.case.nodes[node]["cni"]["networks"]
         first: Dict[str, Any] = next(iter(networks.values()), {})
-        return any(plugin.get("type") == "flannel" for plugin in plugins_of(first))
+        return {plugin.get("type", "") for plugin in plugins_of(first)}
 
     def has_calico(self, node: str) -> bool:
         """Whether pods that start there now get their addresses from Calico."""
-        networks = self.case.nodes[node]["cni"]["networks"]
-        first: Dict[str, Any] = next(iter(networks.values()), {})
-        return any(plugin.get("type") == "calico" for plugin in plugins_of(first))
+        return "calico" in self._plugins(node)
 
     def wants_no_flannel(self, node: str) -> bool:
         """Whether K3s is configured for flannel-backend none; an agent does what the servers say."""
@@ -185,10 +187,9 @@ class View:
         """
         if self.is_vxlan(pool):
             return FELIX
-        found = re.match(r"v(\d+)\.(\d+)", self.node.get("version", ""))
-        if not found:
+        version, ipip = self._version, pool.get("ipipMode", "Never") != "Never"
+        if not version:
             return None
-        version, ipip = (int(found[1]), int(found[2])), pool.get("ipipMode", "Never") != "Never"
         felix, bird = self._switches(version)
         on = ("Enabled", "EnabledIPIPOnly" if ipip else "EnabledNoEncapOnly")
         by_felix = felix in on and (ipip or version >= (3, 32))
@@ -198,8 +199,12 @@ class View:
     @property
     def bird_has_a_switch(self) -> bool:
         """programClusterRoutes of BGPConfiguration came with 3.32."""
+        return not self._version or self._version >= (3, 32)
+
+    @property
+    def _version(self) -> Optional[Tuple[int, int]]:
         found = re.match(r"v(\d+)\.(\d+)", self.node.get("version", ""))
-        return not found or (int(found[1]), int(found[2])) >= (3, 32)
+        return (int(found[1]), int(found[2])) if found else None
 
     @staticmethod
     def is_vxlan(pool: Dict[str, Any]) -> bool:
