@@ -16,7 +16,7 @@ from ..model import Pod, Probe, Remedy
 from ..parse.k3s import CNI_CONF_DIR
 from . import calico_mends as mends
 from .calico_view import BGP_PORT, BOTH, FELIX, NOBODY, Pair, of_flannel, pair_of, plugins_of, view_of
-from .case import Case, contains, ids, is_private
+from .case import Case, contains, ids, is_private, overlap
 from .overlay import end_is_right, measured
 from .path import Passage, Paths, crossings
 from .registry import CNI, FABRIC, FIREWALL, NODE, Suspicion, fault
@@ -335,21 +335,21 @@ def pool_outside_cluster_cidr(case: Case, paths: Paths) -> Iterator[Suspicion]:
 
 
 @fault("two-ipams-overlap", 12, "Calico and Flannel both hand out the same addresses", CNI)
-def two_ipams_overlap(case: Case, paths: Paths) -> Iterator[Suspicion]:
+def two_ipamsoverlap(case: Case, paths: Paths) -> Iterator[Suspicion]:
     """Each keeps its own books: Calico's blocks, and host-local's files for the node's podCIDR. Where Flannel does not
     run, podCIDRs mean nothing."""
     view = view_of(case)
     live = {node: case.members[node]["pod_cidr"] for node in view.with_facts if view.runs_flannel(node)}
     for pool in view.pools:
         blocks = [(node, block) for node in case.members for block in view.blocks(node)]
-        podcidrs = {node: cidr for node, cidr in live.items() if _overlap(pool["cidr"], cidr)}
+        podcidrs = {node: cidr for node, cidr in live.items() if overlap(pool["cidr"], cidr)}
         if not podcidrs or not any(contains(pool["cidr"], block) for _, block in blocks):
             continue
         shared = [
             (node, block, min(block, cidr, key=lambda network: -int(network.partition("/")[2])))
             for node, block in blocks
             for cidr in podcidrs.values()
-            if _overlap(block, cidr)
+            if overlap(block, cidr)
         ]
         clashes = sorted({f"{block} of {node}" for node, block, _ in shared})
         twice = [(one, other) for one, other in _same_address(case) if contains(pool["cidr"], one["ip"])]
@@ -417,12 +417,13 @@ def cni_config_not_read(case: Case, paths: Paths) -> Iterator[Suspicion]:
         elif any(map(_is_calico, cni["networks"].values())):
             file = f"{cni['conf_dir']}/{first}"
             kinds = {plugin.get("type", "") for plugin in plugins_of(cni["networks"][first])}
+            plain = kinds <= PLAIN_PLUGINS
             said = f"containerd reads {file} first, which is not Calico's"
             remedy = Remedy(
-                role="cni_leftovers" if kinds <= PLAIN_PLUGINS else "",
+                role="cni_leftovers" if plain else "",
                 nodes=[node],
                 vars={"cni_leftovers_files": [file]},
-                pods=mends.named(strays) if kinds <= PLAIN_PLUGINS else {},
+                pods=mends.named(strays) if plain else {},
                 command=f"mv {file} {file}.netmend-aside",
                 text="Move that file out of the way, then recreate the node's pods.",
             )
@@ -547,10 +548,6 @@ def _is_stale(case: Case, node: str) -> bool:
 
 def _is_calico(network: Dict[str, Any]) -> bool:
     return any(plugin.get("type") == "calico" for plugin in plugins_of(network))
-
-
-def _overlap(one: str, other: str) -> bool:
-    return contains(one, other) or contains(other, one)
 
 
 def _same_address(case: Case) -> Iterator[Tuple[Pod, Pod]]:

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set
 from ..model import Pod, Remedy
 from ..pools import free
 from .calico_view import ENDED, plugins_of, view_of
-from .case import Case, contains
+from .case import Case, contains, overlap
 
 ROLE = "calico_settings"
 NAMESPACE = "kube-system"
@@ -110,7 +110,7 @@ def another_pool(case: Case, instead: Dict[str, Any], clear_of: Iterable[str]) -
 
 
 def _will_do(pool: str, cidr: str, taken: Iterable[str]) -> bool:
-    return contains(cidr, pool) and not any(contains(pool, each) or contains(each, pool) for each in taken)
+    return contains(cidr, pool) and not any(overlap(pool, each) for each in taken)
 
 
 def _daemonset(case: Case, template: Object) -> Object:

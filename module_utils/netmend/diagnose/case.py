@@ -357,6 +357,11 @@ def contains(network: str, other: str) -> bool:
     return outer is not None and inner is not None and inner.subnet_of(outer)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two networks have an address in common: then one lies in the other."""
+    return contains(one, other) or contains(other, one)
+
+
 def is_private(address: str) -> bool:
     return any(contains(network, address) for network in PRIVATE)
 

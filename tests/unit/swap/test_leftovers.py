@@ -6,14 +6,11 @@ import json
 from typing import Any
 
 from tests.unit.loaded import loaded
+from tests.unit.test_filters import HostVars
 
 from .conftest import Captured
 
 filters = loaded("plugins/filter/netmend.py")
-
-
-class HostVars(dict[str, Any]):
-    raw_get = dict.__getitem__
 
 
 def planned(cluster: Captured, **asked: Any) -> dict[str, Any]:
